@@ -1,0 +1,197 @@
+"""The frames of protocol version 1 as types. Frames with row data are spliced from JSON text in `frames`."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from cloudsync.errors import RequestError
+
+SUBPROTOCOL: Final = "cloudsync.v1"
+BEARER_PREFIX: Final = "bearer."
+
+Mode = Literal["every", "latest", "batch"]
+Where = dict[str, Any]
+Identifier = str
+
+
+class ClientFrame(msgspec.Struct, tag_field="type", omit_defaults=True, gc=False):
+    """A frame from a client."""
+
+
+class HeldSubscription(msgspec.Struct, omit_defaults=True, gc=False):
+    """A subscription that the cursor of a `hello` covers."""
+
+    id: str
+    table: str
+    where: Where | None = None
+    columns: list[str] | None = None
+    mode: Mode = "every"
+
+
+class Hello(ClientFrame, tag="hello"):
+    client_id: str
+    cursor: str | None = None
+    subscriptions: list[HeldSubscription] = []
+    sdk: str = ""
+
+
+class Subscribe(ClientFrame, tag="subscribe"):
+    id: str
+    table: str
+    where: Where | None = None
+    columns: list[str] | None = None
+    snapshot: bool = True
+    mode: Mode = "every"
+
+
+class Unsubscribe(ClientFrame, tag="unsubscribe"):
+    id: str
+
+
+class Change(ClientFrame, tag="change"):
+    id: int
+    op: Literal["create", "update", "delete"]
+    table: str
+    key: dict[str, Any]
+    values: dict[str, Any] = {}
+    base_version: int | None = None
+    at: str = ""
+
+
+class Text(ClientFrame, tag="text"):
+    id: int
+    table: str
+    key: dict[str, Any]
+    column: str
+    revision: int
+    op: list[Any]
+
+
+class Resolve(ClientFrame, tag="resolve"):
+    id: int
+    conflict_id: str
+    choice: Literal["mine", "theirs", "merged"]
+    values: dict[str, Any] | None = None
+
+
+class Refetch(ClientFrame, tag="refetch"):
+    sub: str
+    key: dict[str, Any]
+
+
+class Ack(ClientFrame, tag="ack"):
+    n: int
+
+
+class Auth(ClientFrame, tag="auth"):
+    token: str
+
+
+class Presence(ClientFrame, tag="presence"):
+    sub: str
+    state: Any = None
+
+
+AnyClientFrame = Hello | Subscribe | Unsubscribe | Change | Text | Resolve | Refetch | Ack | Auth | Presence
+
+
+class ServerFrame(msgspec.Struct, tag_field="type", omit_defaults=True, gc=False):
+    """A frame from the server. Those with row data have fields in `protocol.frames`."""
+
+
+class Welcome(ServerFrame, tag="welcome"):
+    session: str
+    resumed: Literal["replay", "differential", "resync"] | None
+    cursor: str | None
+    heartbeat_s: float
+    limits: dict[str, int]
+    server_time: str
+
+
+class Column(msgspec.Struct, omit_defaults=True, gc=False):
+    """A column as clients see it: its name and PostgreSQL type."""
+
+    name: str
+    type: str
+
+
+class TableSchema(msgspec.Struct, gc=False):
+    """What a subscription's rows look like: key columns in key order, columns in table order."""
+
+    table: str
+    key: list[str]
+    columns: list[Column]
+
+
+class Subscribed(ServerFrame, tag="subscribed"):
+    id: str
+    schema: TableSchema
+    count: int | None = None
+
+
+class SubscriptionReset(ServerFrame, tag="subscription.reset"):
+    sub: str
+    reason: str
+
+
+class SubscriptionChanged(ServerFrame, tag="subscription.changed"):
+    sub: str
+    schema: TableSchema | None = None
+    mode: Mode | None = None
+
+
+class Heartbeat(ServerFrame, tag="heartbeat"):
+    cursor: str | None
+    lag_ms: int
+    token_expires_in: int
+    degraded: bool = False
+
+
+class Draining(ServerFrame, tag="server.draining"):
+    reconnect_in_ms: int
+
+
+class Error(ServerFrame, tag="error"):
+    code: str
+    message: str
+    ref: str | None = None
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+class BadFrame(RequestError):
+    """The frame is not a JSON object with a `type`, or a field has the wrong form."""
+
+    code = "bad_frame"
+
+
+class UnknownType(RequestError):
+    """The frame's type is not known to this server."""
+
+    code = "unknown_type"
+
+
+_decoder: msgspec.json.Decoder[AnyClientFrame] = msgspec.json.Decoder(AnyClientFrame)
+_typed = msgspec.json.Decoder(_Typed)
+_KNOWN: Final = frozenset(frame.__struct_config__.tag for frame in get_args(AnyClientFrame))
+encode = msgspec.json.Encoder().encode
+
+
+def decode_client_frame(data: str | bytes) -> AnyClientFrame:
+    """One frame of a client. Raises BadFrame or UnknownType, which do not repeat the content."""
+    try:
+        return _decoder.decode(data)
+    except msgspec.ValidationError as error:
+        try:
+            kind = _typed.decode(data).type
+        except msgspec.MsgspecError:
+            raise BadFrame("The frame must be a JSON object with a text field `type`.") from None
+        if kind not in _KNOWN:
+            raise UnknownType(f"The type {kind[:40]!r} is not known to this server.") from None
+        raise BadFrame(f"In a {kind!r} frame: {error}.") from None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        raise BadFrame("The frame is not JSON.") from None

@@ -1,0 +1,142 @@
+"""The one configuration model: every process reads it from `CLOUDSYNC_*` environment variables."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cloudsync.errors import ConfigurationError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Units are in the names; URLs may carry credentials and are never logged."""
+
+    model_config = SettingsConfigDict(env_prefix="CLOUDSYNC_", frozen=True, extra="ignore")
+
+    mode: Literal["development", "deployment"] = Field(
+        default="deployment", description="`development` allows HS256 tokens and the token route."
+    )
+    postgres_url: str = Field(
+        default="", repr=False, description="The tenant database, as this process's role."
+    )
+    redis_events_url: str = Field(default="", repr=False, description="Feeds, registry, deliveries.")
+    redis_broker_url: str = Field(
+        default="", repr=False, description="Celery's broker; empty: the events URL."
+    )
+    keyring_file: Path | None = Field(default=None, description="File with the sealing keys (mode 600).")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] = "json"
+    canary_interval_s: float = Field(default=5.0, gt=0, description="How often readiness sends its canary.")
+
+    # Tokens
+    jwks_url: str = Field(default="", description="Where RS256/ES256 keys are published.")
+    jwt_secret: str = Field(default="", repr=False, description="HS256 secret, development only.")
+    jwt_issuer: str = "cloudsync"
+    jwt_audience: str = "cloudsync"
+    jwt_tenant_claim: str = "tenant"
+    jwt_leeway_s: int = Field(default=5, ge=0, le=60)
+
+    # Relay
+    slot_name: str = Field(default="cloudsync", pattern=r"^[a-z0-9_]{1,63}$")
+    publication: str = "cloudsync_changes"
+    relay_batch_events: int = Field(default=1000, ge=1, description="Events sealed into one append at most.")
+    relay_batch_bytes: int = Field(default=256 * 1024, ge=1024)
+    relay_health_port: Port | None = Field(
+        default=None, description="Serves /healthz of the relay; off if unset."
+    )
+    feed_keep_s: int = Field(default=3600, ge=1)
+    feed_budget_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024, description="Per shard.")
+
+    # Routing
+    routing_lease_ms: int = Field(default=5000, ge=500)
+    routing_idle_s: float = Field(
+        default=10.0, gt=0, description="A lingering task returns after this long idle."
+    )
+    routing_slice_s: float = Field(
+        default=60.0, gt=0, description="A lingering task returns after this long."
+    )
+    routing_read_events: int = Field(default=2000, ge=1, description="Events taken into one batch, about.")
+    routing_concurrency: int = Field(default=1, ge=1)
+    realtime_limit: int = Field(default=20, ge=1, description="More events than this for one topic: a batch.")
+    gateway_stream_budget_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+
+    # Gateway
+    gateway_id: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Empty: host and port."
+    )
+    gateway_host: str = "127.0.0.1"
+    gateway_port: Port = 8081
+    cell: int = Field(default=1, ge=1, le=80)
+    heartbeat_s: float = Field(default=20.0, gt=0)
+    hello_timeout_s: float = Field(default=10.0, gt=0)
+    ack_timeout_s: float = Field(default=30.0, gt=0)
+    window_frames: int = Field(default=256, ge=1)
+    window_bytes: int = Field(default=1024 * 1024, ge=1024)
+    backlog_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=0, description="Waiting behind a full window; then 4002."
+    )
+    inbound_frame_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
+    batch_bytes: int = Field(default=100 * 1000, ge=1024)
+    subscriptions_per_connection: int = Field(default=100, ge=1)
+    connections_per_user: int = Field(default=20, ge=1)
+    connections_per_gateway: int = Field(default=12000, ge=1)
+    snapshots_at_once: int = Field(default=4, ge=1)
+
+    # API
+    api_host: str = "127.0.0.1"
+    api_port: Port = 8080
+    gateway_url_template: str = Field(
+        default="ws://127.0.0.1:8081/ws/{cell}",
+        description="What /v1/endpoint answers; several separated by blanks are handed out in turn.",
+    )
+    cells: int = Field(default=1, ge=1, le=80)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode == "deployment" and self.jwt_secret:
+            raise ValueError(
+                "CLOUDSYNC_JWT_SECRET is for development mode only; a deployment sets CLOUDSYNC_JWKS_URL"
+            )
+        for name in ("redis_events_url", "redis_broker_url"):
+            value = getattr(self, name)
+            if value and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+                raise ValueError(f"CLOUDSYNC_{name.upper()} must start with redis:// or rediss://")
+        if self.cell > self.cells:
+            raise ValueError(f"CLOUDSYNC_CELL {self.cell} is beyond CLOUDSYNC_CELLS {self.cells}")
+        return self
+
+    @property
+    def broker_url(self) -> str:
+        return self.redis_broker_url or self.redis_events_url
+
+    def require(self, *names: str) -> None:
+        """Raise ConfigurationError naming each variable that this process needs and does not have."""
+        missing = [f"CLOUDSYNC_{name.upper()}" for name in names if not getattr(self, name)]
+        if missing:
+            raise ConfigurationError(f"{', '.join(missing)} must be set for this process.")
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the environment. Raises ConfigurationError with one sentence per problem."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'CLOUDSYNC_' + '_'.join(map(str, e['loc'])).upper() + ': ' if e['loc'] else ''}"
+            f"{e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors(include_url=False, include_input=False)
+        )
+        raise ConfigurationError(problems + ".") from None
+
+
+@cache
+def current() -> Settings:
+    """The settings of this process, read once."""
+    return load()

@@ -1,0 +1,45 @@
+"""Which of the sixteen shards an event belongs to.
+
+The SQL twin is `cloudsync.shard_of`; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+SHARDS: Final = 16
+BUCKETS: Final = 1024
+_INTEGER = re.compile(r"-?[0-9]+\Z")
+_encode = msgspec.json.Encoder().encode
+
+
+def shard_of(text: str) -> int:
+    """Shard of an owner or of a single key value: integers by non-negative remainder, other text by md5."""
+    if _INTEGER.match(text):
+        return int(text[-4:]) % SHARDS if text[0] != "-" else int(text) % SHARDS  # 10**4 is a multiple of 16
+    return _md5_uint32(text) % SHARDS
+
+
+def bucket_of(user_id: str) -> int:
+    """Fixed bucket (0..1023) of a user; buckets map to cells."""
+    return _md5_uint32(user_id) % BUCKETS
+
+
+def cell_of(user_id: str, cells: int) -> int:
+    """Cell (1..cells) of a user: contiguous ranges of buckets, so that adding a cell moves only its share."""
+    return bucket_of(user_id) * cells // BUCKETS + 1
+
+
+def key_text(values: Sequence[Any]) -> str:
+    """Canonical text of a key: the JSON array of its values in key order, no spaces."""
+    return _encode(values).decode()
+
+
+def _md5_uint32(text: str) -> int:
+    digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:4], "big")
