@@ -53,6 +53,18 @@ class AlreadyRunning(PlatformError):
     code = "already_running"
 
 
+class NotRunning(PlatformError):
+    """No platform is running in this folder."""
+
+    code = "not_running"
+
+
+class StartFailed(PlatformError):
+    """A process of the platform did not start."""
+
+    code = "start_failed"
+
+
 class DatabaseUnreachable(PlatformError):
     """PostgreSQL cannot be reached."""
 
@@ -111,6 +123,12 @@ class TokenRefused(AccessError):
     """The token is missing, malformed, expired or not for this platform."""
 
     code = "bad_token"
+
+
+class KeysUnreachable(TokenRefused):
+    """The keys that tokens are verified with cannot be fetched right now."""
+
+    code = "unavailable"
 
 
 class ClientRefused(AccessError):
