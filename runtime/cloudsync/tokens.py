@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import jwt
 import msgspec
 
-from cloudsync.errors import TokenRefused
+from cloudsync.errors import KeysUnreachable, TokenRefused
 from cloudsync.settings import Settings
 
 
@@ -30,7 +31,8 @@ class TokenVerifier:
         self._leeway_s = settings.jwt_leeway_s
         self._secret = settings.jwt_secret if settings.mode == "development" else ""
         self._jwks = (
-            jwt.PyJWKClient(settings.jwks_url, cache_keys=True, lifespan=300, timeout=5)
+            # The library's cache of single keys has no expiry: a key taken out of the set would live on.
+            jwt.PyJWKClient(settings.jwks_url, cache_keys=False, lifespan=300, timeout=5)
             if settings.jwks_url
             else None
         )
@@ -43,7 +45,11 @@ class TokenVerifier:
         return self._jwks is not None
 
     def verify(self, token: str) -> Principal:
-        """The token's principal. Raises TokenRefused with a sentence that is safe to show."""
+        """The token's principal.
+
+        Raises TokenRefused with a sentence that is safe to show; its kind KeysUnreachable says nothing
+        about the token, only that it could not be checked.
+        """
         if not token:
             raise TokenRefused("No token was sent: put it in the Authorization header as `Bearer …`.")
         try:
@@ -65,9 +71,7 @@ class TokenVerifier:
             raise TokenRefused("The token is for another audience.") from None
         except jwt.InvalidIssuerError:
             raise TokenRefused("The token comes from another issuer.") from None
-        except jwt.PyJWKClientConnectionError:
-            raise TokenRefused("The token's keys cannot be fetched right now.", hint="Try again.") from None
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise TokenRefused("The token is not valid here.") from None
         tenant, user = claims[self._tenant_claim], claims["sub"]
         if not (
@@ -85,7 +89,12 @@ class TokenVerifier:
         if self._jwks is not None and not (
             self._secret and jwt.get_unverified_header(token).get("alg") == "HS256"
         ):
-            return self._jwks.get_signing_key_from_jwt(token).key, ["RS256", "ES256"]
+            key_id = jwt.get_unverified_header(token).get("kid")
+            try:
+                key = self._jwks.get_signing_key(key_id or "")
+            except (jwt.PyJWKClientConnectionError, OSError, json.JSONDecodeError):
+                raise KeysUnreachable(hint="Try again.") from None
+            return key.key, ["RS256", "ES256"]
         return self._secret, ["HS256"]
 
 

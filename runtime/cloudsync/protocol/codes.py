@@ -59,6 +59,10 @@ ERROR_MEANINGS: Final[dict[str, str]] = {
     "limit_reached": "A limit of this connection or user is reached.",
     "not_supported": "This server does not carry this out yet.",
     "table_dropped": "The table was dropped or is no longer tracked; the subscription has ended.",
+    "bad_request": "The request does not have the form that the API's description asks for.",
+    "not_found": "There is nothing at this address for you.",
+    "method_not_allowed": "This address does not take this method.",
+    "too_large": "The request is larger than the server takes.",
     "unavailable": "The server cannot do this right now; try again.",
     "internal": "The server met an error of its own.",
 }

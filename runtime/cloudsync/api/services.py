@@ -1,0 +1,112 @@
+"""What a request needs: the database pool, Redis, the token verifier, and the principal of the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final
+
+import psycopg
+import redis.asyncio
+import redis.exceptions
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from psycopg_pool import AsyncConnectionPool
+
+from cloudsync.settings import Settings
+from cloudsync.tokens import Principal, TokenVerifier
+
+DATABASE_TIMEOUT_S: Final = 2.0
+STATEMENT_TIMEOUT_S: Final = 4.0
+REDIS_TIMEOUT_S: Final = 2.0
+_bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token of the tenant's user.")
+
+
+class Services:
+    """Connections of one API process; open between `start` and `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        settings.require("postgres_url", "redis_events_url")
+        self.settings = settings
+        self.verifier = TokenVerifier(settings)
+        self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+            settings.postgres_url,
+            kwargs={"connect_timeout": 2, "application_name": "cloudsync api"},
+            min_size=1,
+            max_size=8,
+            max_waiting=200,
+            timeout=DATABASE_TIMEOUT_S,
+            # An attempt that fails is given up soon, and the next request starts another: a database that
+            # is back is found at once, not after the pool's minutes of backing off.
+            reconnect_timeout=2,
+            check=AsyncConnectionPool.check_connection,
+            open=False,
+            name="api",
+        )
+        self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+            settings.redis_events_url,
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+        )
+
+    async def start(self) -> None:
+        await self._pool.open(wait=False)
+
+    async def stop(self) -> None:
+        await self.redis.aclose()
+        await self._pool.close(timeout=2)
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection for one short transaction. Raises OperationalError or TimeoutError, never hangs."""
+        async with (
+            asyncio.timeout(DATABASE_TIMEOUT_S + STATEMENT_TIMEOUT_S),
+            self._pool.connection() as connection,
+        ):
+            yield connection
+
+    async def readiness(self) -> dict[str, str]:
+        """State of each dependency: `ok` or `unreachable`."""
+        postgres, events = await asyncio.gather(self._postgres_ready(), self._redis_ready())
+        return {"postgres": postgres, "redis": events}
+
+    async def _postgres_ready(self) -> str:
+        try:
+            async with self.database() as connection:
+                await connection.execute("SELECT FROM cloudsync.clients LIMIT 0")
+        except (psycopg.ProgrammingError, psycopg.errors.InsufficientPrivilege):
+            return "not migrated"
+        except (psycopg.Error, TimeoutError):
+            return "unreachable"
+        return "ok"
+
+    async def _redis_ready(self) -> str:
+        try:
+            await self.redis.ping()
+        except redis.exceptions.AuthenticationError:
+            return "unauthorized"
+        except (redis.exceptions.RedisError, OSError, TimeoutError):
+            return "unreachable"
+        return "ok"
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+Served = Annotated[Services, Depends(services)]
+
+
+async def caller(
+    served: Served, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Principal:
+    """The principal of the bearer token. Raises TokenRefused."""
+    token = credentials.credentials if credentials else ""
+    if served.verifier.blocking:
+        return await asyncio.to_thread(served.verifier.verify, token)
+    return served.verifier.verify(token)
+
+
+Caller = Annotated[Principal, Depends(caller)]

@@ -1,0 +1,126 @@
+"""Client ids: issued to a user by the API, verified by the gateway at every connect.
+
+Every function takes an async psycopg connection and leaves the commit to its caller, but for `register`,
+which opens its own transaction (or a savepoint in the caller's).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+
+from cloudsync.errors import ClientRefused, LimitReached
+from cloudsync.tokens import Principal
+
+CLIENTS_PER_USER: Final = 100
+REVOKED_CHANNEL: Final = "cs:revoked"
+_FORM: Final = re.compile(r"c_[A-Za-z0-9_-]{22}\Z")
+
+
+class Client(msgspec.Struct, frozen=True):
+    """A device or process of one user."""
+
+    client_id: str
+    name: str | None
+    platform: str | None
+    created_at: datetime
+    last_seen_at: datetime | None
+
+
+async def register(
+    conn: AsyncConnection[Any], principal: Principal, *, name: str | None = None, platform: str | None = None
+) -> Client:
+    """A new client id for the principal. Raises LimitReached at 100 live clients of one user."""
+    async with conn.transaction(), conn.cursor(row_factory=class_row(Client)) as cursor:
+        # The count needs a snapshot taken after the lock, hence two statements.
+        await cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
+            (f"cloudsync clients\x1f{principal.tenant}\x1f{principal.user}",),
+        )
+        await cursor.execute(
+            """
+            INSERT INTO cloudsync.clients (client_id, tenant_id, user_id, name, platform)
+            SELECT %(id)s, %(tenant)s, %(user)s, %(name)s, %(platform)s
+            WHERE (SELECT count(*) FROM cloudsync.clients
+                   WHERE tenant_id = %(tenant)s AND user_id = %(user)s AND revoked_at IS NULL) < %(limit)s
+            RETURNING client_id, name, platform, created_at, last_seen_at
+            """,
+            {
+                "id": f"c_{secrets.token_urlsafe(16)}",
+                "tenant": principal.tenant,
+                "user": principal.user,
+                "name": name,
+                "platform": platform,
+                "limit": CLIENTS_PER_USER,
+            },
+        )
+        client = await cursor.fetchone()
+    if client is None:
+        raise LimitReached(
+            f"A user may have at most {CLIENTS_PER_USER} clients.",
+            hint="Revoke one that is no longer used: DELETE /v1/clients/{id}.",
+        )
+    return client
+
+
+async def list_clients(conn: AsyncConnection[Any], principal: Principal) -> list[Client]:
+    """The principal's live clients, oldest first."""
+    async with conn.cursor(row_factory=class_row(Client)) as cursor:
+        await cursor.execute(
+            """
+            SELECT client_id, name, platform, created_at, last_seen_at FROM cloudsync.clients
+            WHERE tenant_id = %s AND user_id = %s AND revoked_at IS NULL
+            ORDER BY created_at, client_id
+            """,
+            (principal.tenant, principal.user),
+        )
+        return await cursor.fetchall()
+
+
+async def revoke(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> bool:
+    """Whether the client was the principal's; it is revoked from now on. A repeat says the same again."""
+    if not _FORM.match(client_id):
+        return False
+    cursor = await conn.execute(
+        """
+        UPDATE cloudsync.clients SET revoked_at = coalesce(revoked_at, now())
+        WHERE client_id = %s AND tenant_id = %s AND user_id = %s
+        """,
+        (client_id, principal.tenant, principal.user),
+    )
+    return cursor.rowcount == 1
+
+
+async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> None:
+    """Let the principal's own live client pass. Raises ClientRefused, the same for every other reason."""
+    if _FORM.match(client_id):
+        cursor = await conn.execute(
+            """
+            SELECT FROM cloudsync.clients
+            WHERE client_id = %s AND tenant_id = %s AND user_id = %s AND revoked_at IS NULL
+            """,
+            (client_id, principal.tenant, principal.user),
+        )
+        if cursor.rowcount == 1:
+            return
+    raise ClientRefused
+
+
+async def seen(conn: AsyncConnection[Any], ids: Iterable[str]) -> None:
+    """Stamp clients as seen now, all in one statement."""
+    await conn.execute(
+        """
+        UPDATE cloudsync.clients AS c SET last_seen_at = now()
+        FROM (SELECT client_id FROM cloudsync.clients WHERE client_id = ANY(%s)
+              ORDER BY client_id FOR UPDATE) AS locked -- one order, so that two batches cannot deadlock
+        WHERE c.client_id = locked.client_id
+        """,
+        (list(ids),),
+    )
