@@ -89,6 +89,12 @@ class RedisUnauthorized(PlatformError):
     code = "redis_unauthorized"
 
 
+class RedisUnsuitable(PlatformError):
+    """This Redis server cannot carry CloudSync."""
+
+    code = "redis_unsuitable"
+
+
 class CaptureError(CloudSyncError):
     """Capture could not be set up."""
 

@@ -48,14 +48,11 @@ class Settings(BaseSettings):
     publication: str = "cloudsync_changes"
     relay_batch_events: int = Field(default=1000, ge=1, description="Events sealed into one append at most.")
     relay_batch_bytes: int = Field(default=256 * 1024, ge=1024)
-    relay_health_port: Port | None = Field(
-        default=None, description="Serves /healthz of the relay; off if unset."
-    )
     feed_keep_s: int = Field(default=3600, ge=1)
     feed_budget_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024, description="Per shard.")
 
     # Routing
-    routing_lease_ms: int = Field(default=5000, ge=500)
+    routing_lease_ms: int = Field(default=2000, ge=500)
     routing_idle_s: float = Field(
         default=10.0, gt=0, description="A lingering task returns after this long idle."
     )

@@ -21,7 +21,8 @@ _encode = msgspec.json.Encoder().encode
 def shard_of(text: str) -> int:
     """Shard of an owner or of a single key value: integers by non-negative remainder, other text by md5."""
     if _INTEGER.match(text):
-        return int(text[-4:]) % SHARDS if text[0] != "-" else int(text) % SHARDS  # 10**4 is a multiple of 16
+        remainder = int(text.lstrip("-")[-4:]) % SHARDS  # 10**4 is a multiple of 16
+        return -remainder % SHARDS if text[0] == "-" else remainder
     return _md5_uint32(text) % SHARDS
 
 

@@ -1,0 +1,131 @@
+"""Names of everything in Redis, in one place.
+
+Every key carries the database id and the epoch; what belongs to one shard or one gateway shares a hash
+tag, so that a script never spans two slots of a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+DATABASES: Final = "cs:databases"
+"""Set of the database ids that a relay has served."""
+
+REVOKED_CHANNEL: Final = "cs:revoked"
+"""Client ids that were revoked just now."""
+
+CHANGES_PATTERN: Final = "cs:*:db_changes"
+
+
+def epoch_key(database_id: str) -> str:
+    """The only key without an epoch in its name."""
+    return f"cs:{database_id}:epoch"
+
+
+def epoch_channel(database_id: str) -> str:
+    return f"cs:{database_id}:epochs"
+
+
+class Keys(msgspec.Struct, frozen=True, gc=False):
+    """Keys of one database in one epoch."""
+
+    database_id: str
+    epoch: str
+
+    @property
+    def _prefix(self) -> str:
+        return f"cs:{self.database_id}:{self.epoch}"
+
+    def _shard(self, shard: int, name: str) -> str:
+        return f"{self._prefix}:{{{self.database_id}:{shard}}}:{name}"
+
+    def _global(self, name: str) -> str:
+        return f"{self._prefix}:{{{self.database_id}}}:{name}"
+
+    def _gateway(self, gateway_id: str, name: str) -> str:
+        return f"{self._prefix}:{{{gateway_id}}}:{name}"
+
+    # One shard
+    def feed(self, shard: int) -> str:
+        return self._shard(shard, "feed")
+
+    def tail(self, shard: int) -> str:
+        return self._shard(shard, "tail")
+
+    def marks(self, shard: int) -> str:
+        return self._shard(shard, "marks")
+
+    def floor(self, shard: int) -> str:
+        return self._shard(shard, "floor")
+
+    def done(self, shard: int) -> str:
+        return self._shard(shard, "done")
+
+    def lock(self, shard: int) -> str:
+        return self._shard(shard, "lock")
+
+    def starting(self, shard: int) -> str:
+        return self._shard(shard, "starting")
+
+    def changes_channel(self, shard: int) -> str:
+        return self._shard(shard, "db_changes")
+
+    # The database
+    @property
+    def head(self) -> str:
+        return self._global("head")
+
+    @property
+    def routers(self) -> str:
+        return self._global("routers")
+
+    @property
+    def gateways(self) -> str:
+        return self._global("gateways")
+
+    @property
+    def registry(self) -> str:
+        return self._global("registry")
+
+    def topics(self, tenant_tag: str) -> str:
+        return self._global(f"topics:{tenant_tag}")
+
+    def topic(self, topic_id: str) -> str:
+        return self._global(f"topic:{topic_id}")
+
+    def hosted(self, gateway_id: str) -> str:
+        return self._global(f"hosted:{gateway_id}")
+
+    def clients(self, tenant_tag: str) -> str:
+        return self._global(f"clients:{tenant_tag}")
+
+    def users(self, tenant_tag: str) -> str:
+        return self._global(f"users:{tenant_tag}")
+
+    # One gateway
+    def stream(self, gateway_id: str) -> str:
+        return self._gateway(gateway_id, "stream")
+
+    def sent(self, gateway_id: str) -> str:
+        return self._gateway(gateway_id, "sent")
+
+    def token(self, gateway_id: str) -> str:
+        return self._gateway(gateway_id, "token")
+
+    def entry_context(self, shard: int, entry_id: str) -> bytes:
+        """Associated data of a sealed feed entry."""
+        return f"{self.database_id}:{self.epoch}:{shard}:{entry_id}".encode()
+
+    def delivery_context(self, gateway_id: str, shard: int, entry_id: str) -> bytes:
+        """Associated data of a sealed delivery."""
+        return f"{self.database_id}:{self.epoch}:{gateway_id}:{shard}:{entry_id}".encode()
+
+
+def parse_changes_channel(channel: str) -> tuple[Keys, int] | None:
+    """The keys and the shard that a wake-up channel speaks of; None if it is not one."""
+    parts = channel.split(":")
+    if len(parts) != 6 or parts[0] != "cs" or parts[5] != "db_changes":
+        return None
+    return Keys(parts[1], parts[2]), int(parts[4].rstrip("}"))

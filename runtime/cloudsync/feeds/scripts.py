@@ -1,0 +1,159 @@
+"""The Lua scripts: every step in Redis that must be all or nothing."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_NEWER: Final = """
+-- Compares ids `<lsn>-<ordinal>` without going through doubles.
+local function newer(a, b)
+  local al, ao = string.match(a, '(%d+)-(%d+)')
+  local bl, bo = string.match(b, '(%d+)-(%d+)')
+  if al ~= bl then
+    if #al ~= #bl then return #al > #bl end
+    return al > bl
+  end
+  if #ao ~= #bo then return #ao > #bo end
+  return ao > bo
+end
+"""
+
+APPEND: Final = """
+-- KEYS feed tail marks   ARGV expected id payload events now_ms tags channel mark_ms mark_bytes
+-- Appends only behind the entry that the relay expects. Returns the id that the feed ends with.
+local tail = redis.call('HMGET', KEYS[2], 'id', 'n', 'b', 'mt', 'mb')
+local last = tail[1] or '0-0'
+if last ~= ARGV[1] then return last end
+local n = (tonumber(tail[2]) or 0) + tonumber(ARGV[4])
+local b = (tonumber(tail[3]) or 0) + #ARGV[3]
+redis.call('XADD', KEYS[1], ARGV[2], 'd', ARGV[3], 'n', n, 't', ARGV[5], 'g', ARGV[6])
+local mt, mb = tonumber(tail[4]) or 0, tonumber(tail[5]) or 0
+if tonumber(ARGV[5]) - mt >= tonumber(ARGV[8]) or b - mb >= tonumber(ARGV[9]) then
+  redis.call('RPUSH', KEYS[3], ARGV[2] .. ' ' .. ARGV[5] .. ' ' .. string.format('%.0f', b))
+  mt, mb = ARGV[5], b
+end
+redis.call('HSET', KEYS[2], 'id', ARGV[2], 'n', string.format('%.0f', n), 'b', string.format('%.0f', b),
+           'mt', mt, 'mb', string.format('%.0f', mb))
+redis.call('PUBLISH', ARGV[7], ARGV[2])
+return ARGV[2]
+"""
+
+TRIM: Final = (
+    _NEWER
+    + """
+-- KEYS feed tail marks floor done   ARGV oldest_ms budget_bytes
+-- Trims what is too old or beyond the byte budget, never what has not been routed, never the last entry.
+local tail = redis.call('HMGET', KEYS[2], 'id', 'b')
+if not tail[1] then return 0 end
+local done = redis.call('GET', KEYS[5]) or '0-0'
+local cut = nil
+while true do
+  local mark = redis.call('LINDEX', KEYS[3], 0)
+  if not mark then break end
+  local id, t, b = string.match(mark, '(%S+) (%S+) (%S+)')
+  local old = tonumber(t) < tonumber(ARGV[1]) or tonumber(tail[2]) - tonumber(b) > tonumber(ARGV[2])
+  if not old or newer(id, done) or id == tail[1] then break end
+  redis.call('LPOP', KEYS[3])
+  cut = id
+end
+if not cut then return 0 end
+redis.call('SET', KEYS[4], cut)
+local lsn, ordinal = string.match(cut, '(%d+)-(%d+)')
+return redis.call('XTRIM', KEYS[1], 'MINID', '=', lsn .. '-' .. string.format('%.0f', tonumber(ordinal) + 1))
+"""
+)
+
+DELIVER: Final = (
+    _NEWER
+    + """
+-- KEYS stream sent token   ARGV shard id payload budget_bytes ttl_ms
+-- 1 appended, 0 it was there already, -1 the gateway is not registered,
+-- -2 over budget: the gateway will see a gap.
+if redis.call('EXISTS', KEYS[3]) == 0 then return -1 end
+local prev = redis.call('HGET', KEYS[2], ARGV[1]) or '0-0'
+if not newer(ARGV[2], prev) then return 0 end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+if redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[3]) > tonumber(ARGV[4]) then
+  redis.call('HINCRBY', KEYS[2], 'bytes', -#ARGV[3])
+  return -2
+end
+redis.call('XADD', KEYS[1], '*', 's', ARGV[1], 'p', ARGV[2], 'v', prev, 'd', ARGV[3])
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+redis.call('PEXPIRE', KEYS[2], ARGV[5])
+return 1
+"""
+)
+
+CONSUMED: Final = """
+-- KEYS stream sent   ARGV next_id bytes
+-- The gateway has taken everything below next_id, bytes of it.
+redis.call('HINCRBY', KEYS[2], 'bytes', -tonumber(ARGV[2]))
+return redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[1])
+"""
+
+LEASE: Final = """
+-- KEYS lock...   ARGV token ttl_ms wanted
+-- Takes up to `wanted` free locks. Returns their indexes, from 1.
+local taken = {}
+for i, key in ipairs(KEYS) do
+  if #taken >= tonumber(ARGV[3]) then break end
+  if redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then taken[#taken + 1] = i end
+end
+return taken
+"""
+
+RENEW: Final = """
+-- KEYS lock...   ARGV token ttl_ms
+-- Returns the indexes, from 1, of the locks that are lost.
+local lost = {}
+for i, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[1] then redis.call('PEXPIRE', key, ARGV[2]) else lost[#lost + 1] = i end
+end
+return lost
+"""
+
+RELEASE: Final = """
+-- KEYS lock...   ARGV token
+for _, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
+end
+return #KEYS
+"""
+
+ROUTED: Final = """
+-- KEYS lock done   ARGV token ttl_ms expected id
+-- Moves `done` if the lease and the position are still ours; renews the lease. 1 moved, 0 not ours any more.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if (redis.call('GET', KEYS[2]) or '0-0') ~= ARGV[3] then return 0 end
+redis.call('SET', KEYS[2], ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
+"""
+
+HOST: Final = """
+-- KEYS topics topic hosted registry   ARGV topic_id definition gateway connections tenant_tag log_length
+-- Says that the gateway hosts the topic. Returns the registry's version that includes it.
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[5] .. ' ' .. ARGV[1])
+return redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*',
+                  'o', '+', 'i', ARGV[1], 'd', ARGV[2], 'w', ARGV[3], 't', ARGV[5])
+"""
+
+UNHOST: Final = """
+-- KEYS topics topic hosted registry   ARGV topic_id gateway tenant_tag log_length
+redis.call('HDEL', KEYS[2], ARGV[2])
+if redis.call('HLEN', KEYS[2]) == 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
+redis.call('SREM', KEYS[3], ARGV[3] .. ' ' .. ARGV[1])
+return redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*',
+                  'o', '-', 'i', ARGV[1], 'd', '', 'w', ARGV[2], 't', ARGV[3])
+"""
+
+BEAT: Final = """
+-- KEYS token gateways sent   ARGV gateway token now_ms ttl_ms
+-- A gateway's heartbeat, fenced: 0 if the gateway was reaped or replaced meanwhile.
+if redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+return 1
+"""

@@ -1,0 +1,75 @@
+"""Which gateways are alive. A heartbeat is fenced by the token that the registration drew.
+
+A gateway that was away for too long is reaped: its topics leave the registry and its stream goes.
+When it comes back its next heartbeat fails, and it registers anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Final
+
+import redis
+import redis.asyncio
+
+from cloudsync.feeds.keys import Keys
+from cloudsync.feeds.scripts import BEAT, UNHOST
+
+GATEWAY_TTL_MS: Final = 15_000
+_LOG_LENGTH: Final = 20_000
+
+
+class GatewayRegistration:
+    """One gateway's presence in the registry."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, gateway_id: str) -> None:
+        self._redis = client
+        self._keys = keys
+        self._gateway_id = gateway_id
+        self._beat = client.register_script(BEAT)
+        self._token = ""
+
+    async def register(self) -> None:
+        """Take the id, empty its stream, draw a token: whoever held it before is fenced off."""
+        self._token = secrets.token_hex(8)
+        k, gateway_id = self._keys, self._gateway_id
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.delete(k.stream(gateway_id), k.sent(gateway_id))
+            pipeline.set(k.token(gateway_id), self._token, px=GATEWAY_TTL_MS)
+            await pipeline.execute()
+        await self._redis.zadd(k.gateways, {gateway_id: int(time.time() * 1000)})
+
+    async def beat(self) -> bool:
+        """Say that this gateway lives; False if it was reaped or replaced."""
+        k, gateway_id = self._keys, self._gateway_id
+        names = [k.token(gateway_id), k.gateways]
+        now_ms = int(time.time() * 1000)
+        return bool(await self._beat(keys=names, args=[gateway_id, self._token, now_ms, GATEWAY_TTL_MS]))
+
+    async def leave(self) -> None:
+        """Give everything back at once, as a reaper would."""
+        k, gateway_id = self._keys, self._gateway_id
+        hosted: Any = await self._redis.smembers(k.hosted(gateway_id))
+        for member in hosted:
+            tag, topic_id = member.decode().split(" ")
+            names = [k.topics(tag), k.topic(topic_id), k.hosted(gateway_id), k.registry]
+            await self._redis.eval(UNHOST, 4, *names, topic_id, gateway_id, tag, _LOG_LENGTH)
+        await self._redis.delete(k.token(gateway_id), k.stream(gateway_id), k.sent(gateway_id))
+        await self._redis.zrem(k.gateways, gateway_id)
+
+
+def reap(client: redis.Redis, keys: Keys) -> list[str]:
+    """Remove the gateways that have not been heard of; returns their ids."""
+    oldest_ms = int(time.time() * 1000) - GATEWAY_TTL_MS
+    members: Any = client.zrangebyscore(keys.gateways, 0, oldest_ms)
+    dead = [m.decode() for m in members]
+    for gateway_id in dead:
+        client.delete(keys.token(gateway_id), keys.stream(gateway_id), keys.sent(gateway_id))
+        hosted: Any = client.smembers(keys.hosted(gateway_id))
+        for member in hosted:
+            tag, topic_id = member.decode().split(" ")
+            names = [keys.topics(tag), keys.topic(topic_id), keys.hosted(gateway_id), keys.registry]
+            client.eval(UNHOST, 4, *names, topic_id, gateway_id, tag, _LOG_LENGTH)
+        client.zrem(keys.gateways, gateway_id)
+    return dead

@@ -1,0 +1,117 @@
+"""From the slot into the feeds: wait until commits are visible, seal, append, confirm.
+
+One publisher per session with the slot. What arrives while a batch is under way becomes the next batch:
+group commit, so throughput rises with load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from psycopg import AsyncConnection
+
+from cloudsync import logs
+from cloudsync.events import ChangeEvent, Position
+from cloudsync.feeds.feed import FeedWriter
+from cloudsync.relay.state import RelayState
+from cloudsync.relay.wal import SlotStream
+
+_VISIBLE_RETRY_S: Final = 0.0005
+_HEAD_EVERY_S: Final = 0.1
+
+_log = logs.get("relay")
+
+
+class Publisher:
+    """Moves batches from a `SlotStream` to a `FeedWriter` in commit order."""
+
+    def __init__(
+        self,
+        *,
+        stream: SlotStream,
+        feeds: FeedWriter,
+        database: AsyncConnection[Any],
+        state: RelayState,
+        batch_events: int,
+        batch_bytes: int,
+    ) -> None:
+        self._stream = stream
+        self._feeds = feeds
+        self._database = database
+        self._state = state
+        self._batch_events = batch_events
+        self._batch_bytes = batch_bytes
+        self._arrived = asyncio.Event()
+        self._head_due = 0.0
+        self.position = max(feeds.tails)
+        self.confirmed_lsn = 0
+        self.published = 0
+
+    async def run(self) -> None:
+        """Publish until the stream ends or a feed is not as expected: both raise."""
+        self._stream.read_into(self._arrived.set)
+        while True:
+            if not self._stream.events:
+                if self._stream.error is not None:
+                    raise self._stream.error
+                self._confirm(self._stream.received_lsn)
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            events = self._stream.take(self._batch_events, self._batch_bytes)
+            whole = not self._stream.events
+            received_lsn = self._stream.received_lsn
+            await self._publish(events)
+            # Behind the last event's own commit record everything is in the feeds; the rest of its
+            # transaction may still wait in the buffer.
+            self._confirm(received_lsn if whole and received_lsn > events[-1].lsn else events[-1].lsn)
+
+    async def write_head(self) -> None:
+        """Say how far all has been streamed; also when idle, so that watermarks move on."""
+        self._head_due = time.monotonic() + _HEAD_EVERY_S
+        position = max(self.position, Position(self.confirmed_lsn, 0))
+        await self._feeds.write_head(position, self._state.horizon)
+
+    async def _publish(self, events: Sequence[ChangeEvent]) -> None:
+        tails = self._feeds.tails
+        batch: dict[int, list[ChangeEvent]] = {}
+        horizon = self._state.horizon
+        for event in events:
+            horizon = event.horizon = max(horizon, event.horizon)
+            position = event.position
+            if position > tails[event.shard]:
+                batch.setdefault(event.shard, []).append(event)
+            other = event.old_shard
+            if other is not None and other != event.shard and position > tails[other]:
+                batch.setdefault(other, []).append(event)
+        if batch:
+            await self._wait_visible({event.xid for event in events})
+            await self._feeds.append(batch)
+        self._state.horizon = horizon
+        self._state.tails = self._feeds.tails
+        self.position = max(self.position, events[-1].position)
+        self.published += len(events)
+        if time.monotonic() >= self._head_due:
+            await self.write_head()
+
+    async def _wait_visible(self, xids: set[int]) -> None:
+        """Until every transaction of the batch has ended for all snapshots taken from now on.
+
+        The WAL sender can be ahead of the commit's own bookkeeping; what is in a feed must be visible
+        to every later snapshot, or a subscriber could miss it.
+        """
+        while True:
+            cursor = await self._database.execute("SELECT pg_current_snapshot()::text", prepare=True)
+            row = await cursor.fetchone()
+            _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
+            if max(xids) < int(xmax) and (not running or xids.isdisjoint(map(int, running.split(",")))):
+                return
+            await asyncio.sleep(_VISIBLE_RETRY_S)
+
+    def _confirm(self, lsn: int) -> None:
+        if lsn > self.confirmed_lsn or self._stream.reply_requested:
+            self.confirmed_lsn = max(lsn, self.confirmed_lsn)
+            self._stream.confirm(self.confirmed_lsn)

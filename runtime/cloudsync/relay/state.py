@@ -1,0 +1,78 @@
+"""What the relay remembers in PostgreSQL: which database this is, the epoch, how far it got."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+
+from cloudsync.errors import DatabaseUnsuitable
+from cloudsync.events import ORIGIN, Position, format_lsn
+from cloudsync.relay.wal import System
+from cloudsync.sharding import SHARDS
+
+
+class RelayState(msgspec.Struct):
+    """The row of `cloudsync.relay_state`."""
+
+    database_id: str
+    epoch: str | None
+    horizon: int
+    tails: list[Position]
+
+
+async def claim(connection: AsyncConnection[Any], system: System, slot: str) -> RelayState:
+    """This database's state; a fresh database id if the row was written by another server or timeline.
+
+    A restored or failed-back database carries the old row: its positions mean nothing any more, so
+    every cursor must be refused, which a new id does by itself.
+    """
+    cursor = await connection.execute(
+        "SELECT database_id, system_identifier, timeline, epoch, last_horizon::text, shard_tails,"
+        " confirmed_lsn - '0/0'::pg_lsn FROM cloudsync.relay_state"
+    )
+    row = await cursor.fetchone()
+    if row is not None:
+        database_id, identifier, timeline, epoch, horizon, tails, confirmed = row
+        # A restore to a point in time rewinds the WAL on a new timeline; a failover to a standby keeps it.
+        same = identifier == system.identifier and (
+            timeline == system.timeline or (timeline < system.timeline and (confirmed or 0) <= system.lsn)
+        )
+        if same:
+            positions = [Position.from_entry_id(t) for t in tails or []]
+            if len(positions) != SHARDS:
+                positions = [ORIGIN] * SHARDS
+            return RelayState(database_id, epoch, int(horizon or 0), positions)
+        await connection.execute("DELETE FROM cloudsync.relay_state")
+    state = RelayState(secrets.token_hex(4), None, 0, [ORIGIN] * SHARDS)
+    cursor = await connection.execute(
+        "INSERT INTO cloudsync.relay_state"
+        " (database_id, system_identifier, timeline, slot_name, mode, heartbeat_at)"
+        " VALUES (%s, %s, %s, %s, 'live', now())",
+        (state.database_id, system.identifier, system.timeline, slot),
+    )
+    if cursor.rowcount != 1:
+        raise DatabaseUnsuitable("cloudsync.relay_state cannot be written by this role.")
+    return state
+
+
+async def save(
+    connection: AsyncConnection[Any], state: RelayState, *, confirmed_lsn: int, timeline: int, mode: str
+) -> None:
+    """Record the state with a heartbeat."""
+    await connection.execute(
+        "UPDATE cloudsync.relay_state SET epoch = %s, confirmed_lsn = %s::pg_lsn, last_horizon = %s::xid8,"
+        " mode = %s, shard_tails = %s, timeline = %s, heartbeat_at = now() WHERE database_id = %s",
+        (
+            state.epoch,
+            format_lsn(confirmed_lsn),
+            str(state.horizon),
+            mode,
+            Jsonb([t.entry_id for t in state.tails]),
+            timeline,
+            state.database_id,
+        ),
+    )

@@ -1,0 +1,300 @@
+"""One routing step and the lingering loop around it: feeds in, deliveries out, `done` moved.
+
+Serial per shard (a lease), parallel across shards. What arrives during a step is taken by the next one as
+a larger batch. Order inside a step: read the feeds first, bring the registry up to date second, match
+third; the reverse could miss a subscription.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import redis
+
+from cloudsync import logs
+from cloudsync.events import ORIGIN, ROW_OPERATIONS, ChangeEvent, Delivery, Position, TopicMatch
+from cloudsync.feeds.feed import decode_events
+from cloudsync.feeds.keys import Keys
+from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
+from cloudsync.keyring import Keyring
+from cloudsync.registry.topics import RegistryView
+from cloudsync.routing.matcher import Matcher
+from cloudsync.settings import Settings
+from cloudsync.sharding import SHARDS
+
+_STREAM_TTL_MS: Final = 3_600_000
+_BLOCK_MS: Final = 250
+_SHARE_EVERY_S: Final = 0.5
+_ENTRIES_FIRST: Final = 16
+_ENTRIES_LAST: Final = 64
+
+_encode = msgspec.msgpack.Encoder().encode
+_log = logs.get("routing")
+
+
+class Router:
+    """Routes the shards that it can lease, until they are idle, its slice is over, or it is told to stop."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, keyring: Keyring, settings: Settings) -> None:
+        self._redis = client
+        self._keys = keys
+        self._keyring = keyring
+        self._settings = settings
+        self._sealer = keyring.sealer()
+        self._registry = RegistryView(client, keys, keyring)
+        self._matcher = Matcher()
+        self._token = secrets.token_hex(8)
+        self._deliver = client.register_script(DELIVER)
+        self._routed = client.register_script(ROUTED)
+        self._lease = client.register_script(LEASE)
+        self._renew = client.register_script(RENEW)
+        self._release = client.register_script(RELEASE)
+        self._done: dict[int, Position] = {}
+        self._renew_due = 0.0
+        self._count = _ENTRIES_FIRST
+        self.routed_events = 0
+
+    def linger(self, stop: Callable[[], bool]) -> int:
+        """Route until idle, out of time, or `stop()`; returns the number of events routed.
+
+        Shards that nobody serves are leased as they come free; when more routers are at work than when
+        the slice began, the surplus is given back.
+        """
+        began = active = time.monotonic()
+        share_due = 0.0
+        for script in (DELIVER, ROUTED):
+            self._redis.script_load(script)
+        try:
+            while not stop():
+                now = time.monotonic()
+                if (
+                    now - began > self._settings.routing_slice_s
+                    or now - active > self._settings.routing_idle_s
+                ):
+                    break
+                if now >= share_due:
+                    self._share()
+                    share_due = now + _SHARE_EVERY_S
+                if not self._done:
+                    break  # all shards are served by others
+                if now >= self._renew_due:
+                    self._renew_leases()
+                if self._step(_BLOCK_MS):
+                    active = time.monotonic()
+        finally:
+            self._leave()
+        return self.routed_events
+
+    def behind(self) -> bool:
+        """Whether a feed holds more than has been routed."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for shard in range(SHARDS):
+                pipeline.hget(self._keys.tail(shard), "id")
+                pipeline.get(self._keys.done(shard))
+                pipeline.exists(self._keys.lock(shard))
+            answers = pipeline.execute()
+        return any(
+            tail and _position(tail) > _position(done) and not locked
+            for tail, done, locked in zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+        )
+
+    # Leases
+
+    def _share(self) -> None:
+        """Hold a fair share of the shards: all of them if alone, a part when others are at work."""
+        now_ms = int(time.time() * 1000)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zadd(self._keys.routers, {self._token: now_ms})
+            pipeline.zremrangebyscore(self._keys.routers, 0, now_ms - self._settings.routing_lease_ms)
+            pipeline.zcard(self._keys.routers)
+            routers = pipeline.execute()[2]
+        fair = -(-SHARDS // max(1, routers))
+        surplus = list(self._done)[fair:]
+        if surplus:
+            self._give_back(surplus)
+        elif len(self._done) < fair:
+            self._take(fair - len(self._done))
+
+    def _take(self, wanted: int) -> None:
+        free = [s for s in range(SHARDS) if s not in self._done]
+        taken: Any = self._lease(
+            keys=[self._keys.lock(s) for s in free],
+            args=[self._token, self._settings.routing_lease_ms, wanted],
+        )
+        shards = [free[i - 1] for i in taken]
+        if not shards:
+            return
+        done: Any = self._redis.mget([self._keys.done(s) for s in shards])
+        for shard, position in zip(shards, done, strict=True):
+            self._done[shard] = _position(position)
+
+    def _renew_leases(self) -> None:
+        shards = list(self._done)
+        lost: Any = self._renew(
+            keys=[self._keys.lock(s) for s in shards], args=[self._token, self._settings.routing_lease_ms]
+        )
+        for index in lost:
+            del self._done[shards[index - 1]]
+        self._renew_due = time.monotonic() + self._settings.routing_lease_ms / 4000
+
+    def _give_back(self, shards: list[int]) -> None:
+        self._release(keys=[self._keys.lock(s) for s in shards], args=[self._token])
+        for shard in shards:
+            del self._done[shard]
+
+    def _leave(self) -> None:
+        self._redis.zrem(self._keys.routers, self._token)
+        if self._done:
+            self._give_back(list(self._done))
+
+    # One step
+
+    def _step(self, block_ms: int) -> int:
+        streams: Any = {self._keys.feed(s): done.entry_id for s, done in self._done.items()}
+        answer: Any = self._redis.xread(streams, count=self._count, block=block_ms)
+        if not answer:
+            return 0
+        by_feed = {self._keys.feed(s): s for s in self._done}
+        batches: dict[int, tuple[Position, list[ChangeEvent]]] = {}
+        for feed, entries in answer:
+            shard = by_feed[feed.decode()]
+            batches[shard] = self._read(shard, entries)
+        # Many entries a read under load, few while it is quiet: bounded memory, and little waits unread.
+        full = any(len(entries) >= self._count for _, entries in answer)
+        self._count = min(self._count * 2, _ENTRIES_LAST) if full else max(self._count // 2, _ENTRIES_FIRST)
+
+        events = [event for _, part in batches.values() for event in part]
+        self._registry.refresh({e.tenant for e in events if e.tenant is not None})
+        for tenant in self._registry.changed:
+            self._matcher.replace(tenant, self._registry.topics(tenant))
+        self._registry.changed.clear()
+
+        routed_us = time.time_ns() // 1000
+        everyone: list[str] | None = None
+        outgoing: list[tuple[str, int, Position, bytes]] = []
+        for shard, (end, part) in batches.items():
+            if everyone is None and any(e.op not in ROW_OPERATIONS for e in part):
+                everyone = self._live_gateways()
+            for gateway_id, delivery in self._route(shard, part, routed_us, everyone or []).items():
+                outgoing.append((gateway_id, shard, end, _encode(delivery)))
+        self._send(outgoing)
+        self._move_done({shard: end for shard, (end, _) in batches.items()})
+        self.routed_events += len(events)
+        return len(events)
+
+    def _read(
+        self, shard: int, entries: list[tuple[bytes, dict[bytes, bytes]]]
+    ) -> tuple[Position, list[ChangeEvent]]:
+        events: list[ChangeEvent] = []
+        done = self._done[shard]
+        for entry_id, fields in entries:
+            sealed_at = self._keys.entry_context(shard, entry_id.decode())
+            opened = decode_events(self._keyring.open(fields[b"d"], sealed_at))
+            events += [e for e in opened if e.position > done] if opened[0].position <= done else opened
+        return Position.from_entry_id(entries[-1][0]), events
+
+    def _route(
+        self, shard: int, events: list[ChangeEvent], routed_us: int, everyone: list[str]
+    ) -> dict[str, Delivery]:
+        """What each gateway is to be told of one shard's batch."""
+        deliveries: dict[str, Delivery] = {}
+        places: dict[str, dict[int, int]] = {}
+        matches: dict[tuple[str, str], TopicMatch] = {}
+
+        def place(gateway_id: str, number: int, event: ChangeEvent) -> int:
+            known = places.setdefault(gateway_id, {})
+            at = known.get(number)
+            if at is None:
+                delivery = deliveries.get(gateway_id)
+                if delivery is None:
+                    delivery = deliveries[gateway_id] = Delivery(shard, [], [])
+                at = known[number] = len(delivery.events)
+                delivery.events.append(event)
+            return at
+
+        for number, event in enumerate(events):
+            event.routed_us = routed_us
+            if event.op not in ROW_OPERATIONS:
+                for gateway_id in everyone:
+                    place(gateway_id, number, event)
+                continue
+            for hosted, verdict in self._matcher.match(event):
+                topic_id = hosted.topic.id
+                for gateway_id in hosted.gateways:
+                    at = place(gateway_id, number, event)
+                    match = matches.get((gateway_id, topic_id))
+                    if match is None:
+                        match = matches[gateway_id, topic_id] = TopicMatch(topic_id, [], [])
+                        deliveries[gateway_id].matches.append(match)
+                    match.indexes.append(at)
+                    match.verdicts.append(verdict)
+        for event in events:
+            event.old = _changed_columns(event)
+        return deliveries
+
+    def _live_gateways(self) -> list[str]:
+        members: Any = self._redis.zrange(self._keys.gateways, 0, -1)
+        return [m.decode() for m in members]
+
+    def _send(self, outgoing: list[tuple[str, int, Position, bytes]]) -> None:
+        if not outgoing:
+            return
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for gateway_id, shard, end, payload in outgoing:
+                entry_id = end.entry_id
+                sealed = self._sealer.seal(payload, self._keys.delivery_context(gateway_id, shard, entry_id))
+                names = [
+                    self._keys.stream(gateway_id),
+                    self._keys.sent(gateway_id),
+                    self._keys.token(gateway_id),
+                ]
+                budget = self._settings.gateway_stream_budget_bytes
+                pipeline.evalsha(
+                    self._deliver.sha, 3, *names, shard, entry_id, sealed, budget, _STREAM_TTL_MS
+                )
+            answers = pipeline.execute()
+        for (gateway_id, shard, _, _), answer in zip(outgoing, answers, strict=True):
+            if answer == -1:
+                _log.info("gateway is not registered", gateway=gateway_id)
+                self._registry.forget_gateway(gateway_id)
+            elif answer == -2:
+                _log.warning("gateway does not read its stream: over budget", gateway=gateway_id, shard=shard)
+
+    def _move_done(self, ends: dict[int, Position]) -> None:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for shard, end in ends.items():
+                pipeline.evalsha(
+                    self._routed.sha,
+                    2,
+                    self._keys.lock(shard),
+                    self._keys.done(shard),
+                    self._token,
+                    self._settings.routing_lease_ms,
+                    self._done[shard].entry_id,
+                    end.entry_id,
+                )
+            answers = pipeline.execute()
+        for (shard, end), moved in zip(ends.items(), answers, strict=True):
+            if moved:
+                self._done[shard] = end
+            else:
+                _log.warning("lease lost", shard=shard)
+                del self._done[shard]
+
+
+def _changed_columns(event: ChangeEvent) -> bytes | None:
+    """Old values never leave the routers: what remains of `old` is which columns changed."""
+    if event.old is None or event.op != "u":
+        return None
+    return msgspec.json.encode(list(_old_names(event.old)))
+
+
+_old_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def _position(entry_id: bytes | str | None) -> Position:
+    return Position.from_entry_id(entry_id) if entry_id else ORIGIN

@@ -1,0 +1,99 @@
+"""The Celery tasks: routing, the sweep that makes sure of it, and upkeep of the database."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+from typing import Any, Final
+
+import psycopg
+import redis
+
+from cloudsync import logs
+from cloudsync.feeds.connection import connect, text_of
+from cloudsync.feeds.keys import DATABASES, Keys, epoch_key
+from cloudsync.keyring import Keyring
+from cloudsync.registry.gateways import reap
+from cloudsync.routing.application import application, stopping
+from cloudsync.routing.router import Router
+from cloudsync.routing.subscriber import start_router
+from cloudsync.settings import current
+from cloudsync.sharding import SHARDS
+
+_SHARE_BACKLOG_EVENTS: Final = 20_000
+
+_log = logs.get("routing")
+
+
+@cache
+def _redis() -> redis.Redis:
+    return connect(current().redis_events_url)
+
+
+@cache
+def _keyring() -> Keyring:
+    path = current().keyring_file
+    assert path is not None  # noqa: S101 - required when the worker starts
+    return Keyring.load(path)
+
+
+@application.task(name="cloudsync.route")
+def route(database_id: str, epoch: str) -> None:
+    """Lease shards of a database, route what waits in them, and linger for more."""
+    if stopping.value:
+        return
+    keys = Keys(database_id, epoch)
+    router = Router(_redis(), keys, _keyring(), current())
+    began = time.monotonic()
+    events = router.linger(lambda: bool(stopping.value))
+    _log.debug("slice over", events=events, seconds=round(time.monotonic() - began, 3))
+    # What arrived between the last read and the release found every shard still leased.
+    if router.behind():
+        start_router(_redis(), keys)
+
+
+@application.task(name="cloudsync.sweep")
+def sweep() -> None:
+    """Start routing where a feed is ahead of `done` and nobody is at it; reap dead gateways."""
+    client = _redis()
+    members: Any = client.smembers(DATABASES)
+    for member in members:
+        database_id = member.decode()
+        epoch = text_of(client.get(epoch_key(database_id)))
+        if epoch is None:
+            continue
+        keys = Keys(database_id, epoch)
+        for gateway_id in reap(client, keys):
+            _log.warning("reaped a dead gateway", gateway=gateway_id)
+        waiting, unserved = _backlog(client, keys)
+        routers: Any = client.zcard(keys.routers)
+        if unserved or (waiting > _SHARE_BACKLOG_EVENTS and routers < SHARDS):
+            start_router(client, keys)
+
+
+@application.task(name="cloudsync.maintain")
+def maintain() -> None:
+    """Partitions ahead, old ones dropped."""
+    with psycopg.connect(current().postgres_url, autocommit=True) as connection:
+        connection.execute("SELECT cloudsync.maintain()")
+
+
+def _backlog(client: redis.Redis, keys: Keys) -> tuple[int, bool]:
+    """Entries that wait in feeds, roughly, and whether one waits where no router is."""
+    with client.pipeline(transaction=False) as pipeline:
+        for shard in range(SHARDS):
+            pipeline.hmget(keys.tail(shard), "id", "n")
+            pipeline.get(keys.done(shard))
+            pipeline.exists(keys.lock(shard))
+        answers = pipeline.execute()
+    waiting = 0
+    unserved = False
+    for shard, (tail, done, locked) in enumerate(
+        zip(answers[::3], answers[1::3], answers[2::3], strict=True)
+    ):
+        if tail[0] is None or tail[0] == done:
+            continue
+        unserved = unserved or not locked
+        routed: Any = client.xrevrange(keys.feed(shard), max=done or "-", count=1) if done else []
+        waiting += int(tail[1]) - (int(routed[0][1][b"n"]) if routed else 0)
+    return waiting, unserved
