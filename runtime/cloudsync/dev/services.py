@@ -1,0 +1,87 @@
+"""The processes of a deployment as they run on one machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cloudsync
+from cloudsync.dev import readiness
+from cloudsync.dev.allocation import Allocation
+from cloudsync.dev.child import ProcessSpec
+from cloudsync.dev.options import PlatformOptions
+
+
+def service_specs(
+    options: PlatformOptions,
+    allocation: Allocation,
+    *,
+    environment: Callable[[str], Mapping[str, str]],
+    ready_file: Callable[[str], Path],
+    database_url: str,
+    slot_name: str,
+) -> list[ProcessSpec]:
+    """Specs in the order of start. `environment(verb)` gives a process its CLOUDSYNC_* variables."""
+    specs: list[ProcessSpec] = []
+
+    def add(
+        name: str,
+        verb: str,
+        *arguments: str,
+        port: int | None = None,
+        ready: Callable[[Any], bool] | None = None,
+        **variables: str,
+    ) -> None:
+        if ready is None:
+            variables["CLOUDSYNC_READY_FILE"] = str(ready_file(name))
+            ready = readiness.has_announced(ready_file(name))
+        specs.append(
+            ProcessSpec(
+                name=name,
+                argv=(sys.executable, "-P", "-m", "cloudsync", verb, *arguments),
+                env={
+                    **os.environ,
+                    **_import_path(),
+                    "PYTHONUNBUFFERED": "1",
+                    **environment(verb),
+                    **variables,
+                },
+                ready=ready,
+                port=port,
+            )
+        )
+
+    if "relay" in options.services:
+        streaming = readiness.streams_from_slot(database_url, slot_name)
+        add("relay", "relay", ready=streaming)
+        if options.standby:
+            add("relay-standby", "relay", ready=streaming)
+    for queue in ("routing", "general"):
+        if queue in options.services:
+            add(queue, "worker", "--queue", queue)
+    if "beat" in options.services:
+        add("beat", "beat")
+    for gateway in allocation.gateways:
+        add(
+            gateway.name,
+            "gateway",
+            port=gateway.port,
+            ready=readiness.answers_healthz(gateway.port),
+            CLOUDSYNC_GATEWAY_PORT=str(gateway.port),
+            CLOUDSYNC_GATEWAY_ID=gateway.name,
+            CLOUDSYNC_CELL=str(gateway.cell),
+        )
+    if "api" in options.services:
+        add("api", "api", port=allocation.api, ready=readiness.answers_healthz(allocation.api))
+    return specs
+
+
+def _import_path() -> dict[str, str]:
+    """So that children find this very package, also where it is not installed."""
+    root = Path(cloudsync.__file__).resolve().parents[1]
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))}
