@@ -62,7 +62,7 @@ def remove(folder: Path) -> None:
 
 def read(folder: Path) -> PlatformState | None:
     """The state of the platform that runs in this folder now, or None (also while it only begins)."""
-    if not _locked(folder):
+    if not is_running(folder):
         return None
     try:
         return msgspec.json.decode(_state_file(folder).read_bytes(), type=PlatformState)
@@ -102,7 +102,8 @@ class FolderLock:
             self._descriptor = None
 
 
-def _locked(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,0 +1,5 @@
+"""`python -m cloudsync`."""
+
+from cloudsync.cli import main
+
+main()

@@ -1,0 +1,415 @@
+"""The command line: a verb per process, and what a developer does by hand.
+
+Verbs import what they need when they run, so that each process loads only its own stage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import cloudsync
+from cloudsync.errors import CloudSyncError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cloudsync.settings import Settings
+
+app = typer.Typer(
+    name="cloudsync",
+    help=cloudsync.__doc__,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_PROCESSES = "Processes of a deployment"
+_DEVELOPMENT = "Development"
+_TABLES = "Tables"
+
+Folder = Annotated[
+    Path,
+    typer.Option("--data", metavar="DIR", help="Folder of the platform that is meant.", show_default=True),
+]
+PostgresUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--postgres-url",
+        metavar="URL",
+        help="The database; else CLOUDSYNC_POSTGRES_URL, else that of the platform running in this folder.",
+    ),
+]
+TableName = Annotated[str, typer.Argument(metavar="TABLE", help="schema.table, or a table of public.")]
+_FOLDER = Path(".cloudsync")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"cloudsync {cloudsync.__version__}")
+        raise typer.Exit
+
+
+# Processes
+
+
+def _process() -> Settings:
+    """Settings of this process, with its logs set up."""
+    from cloudsync import logs
+    from cloudsync.settings import current
+
+    settings = current()
+    logs.configure(level=settings.log_level, log_format=settings.log_format)
+    return settings
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def migrate(
+    phase: Annotated[str, typer.Option(metavar="pre|post|all", help="Which migrations.")] = "all",
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would run, and change nothing.")] = False,
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Bring the database to this version: `pre` before new code runs, `post` after the old code is gone."""
+    from cloudsync.capture import migrations
+    from cloudsync.dev import connections
+
+    chosen = _choice("--phase", phase, ("pre", "post", "all"))
+    applied = migrations.migrate(connections.postgres_url(postgres_url, data), phase=chosen, plan=plan)
+    for migration in applied:
+        typer.echo(f"{'would apply' if plan else 'applied'} {migration.name}")
+    if not applied:
+        typer.echo("Nothing to apply.")
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def relay() -> None:
+    """Publish committed changes from PostgreSQL's WAL to the feeds in Redis."""
+    from cloudsync.relay import process
+
+    process.run(_process())
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def worker(
+    queue: Annotated[str, typer.Option(metavar="routing|general", help="Which tasks it runs.")] = "routing",
+) -> None:
+    """Run Celery tasks: `routing` matches changes to gateways, `general` does the rest."""
+    chosen: Any = _choice("--queue", queue, ("routing", "general"))
+    settings = _process()
+    from celery.signals import worker_ready
+
+    from cloudsync.routing import process
+
+    worker_ready.connect(_announce, weak=False)
+    process.run_worker(settings, queue=chosen)
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def beat() -> None:
+    """Start periodic tasks: the sweep, partitions, upkeep."""
+    settings = _process()
+    from celery.signals import beat_init
+
+    from cloudsync.routing import process
+
+    beat_init.connect(_announce, weak=False)
+    process.run_beat(settings)
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def gateway() -> None:
+    """Serve WebSocket clients."""
+    from cloudsync.gateway import server
+
+    server.run(_process())
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def api() -> None:
+    """Serve the HTTP API."""
+    from cloudsync.api import server
+
+    server.run(_process())
+
+
+def _announce(**_: Any) -> None:
+    from cloudsync.dev.readiness import announce
+
+    announce()
+
+
+# The platform on this machine
+
+
+@app.command(rich_help_panel=_DEVELOPMENT)
+def dev(
+    data: Folder = _FOLDER,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Wipe the folder's data first.")] = False,
+    ephemeral: Annotated[bool, typer.Option("--ephemeral", help="Keep nothing.")] = False,
+    postgres_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use this PostgreSQL instead of the embedded one.")
+    ] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use this Redis instead of the embedded Valkey.")
+    ] = None,
+    cells: Annotated[int, typer.Option(help="Cells, 1 to 9.")] = 1,
+    gateways: Annotated[int, typer.Option(help="Gateways in each cell.")] = 1,
+    api_port: Annotated[int | None, typer.Option(help="Default 8080, or the next free; 0: any free.")] = None,
+    postgres_port: Annotated[int | None, typer.Option(help="Default 54320, as above.")] = None,
+    valkey_port: Annotated[int | None, typer.Option(help="Default 63790, as above.")] = None,
+    gateway_port: Annotated[int | None, typer.Option(help="Default 8081, as above.")] = None,
+    standby: Annotated[bool, typer.Option("--standby", help="Run a second relay that stands by.")] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Print without colours.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the table, not the logs.")] = False,
+) -> None:
+    """Run the whole platform here: PostgreSQL, Valkey and every process, until Ctrl-C."""
+    from cloudsync.dev import command
+    from cloudsync.dev.options import PlatformOptions
+
+    options = PlatformOptions(
+        data=data,
+        ephemeral=ephemeral,
+        fresh=fresh,
+        postgres_url=postgres_url,
+        redis_url=redis_url,
+        cells=cells,
+        gateways=gateways,
+        api_port=api_port,
+        postgres_port=postgres_port,
+        valkey_port=valkey_port,
+        gateway_port=gateway_port,
+        standby=standby,
+    )
+    command.run(options, colour=not no_color, quiet=quiet)
+
+
+@app.command(rich_help_panel=_DEVELOPMENT)
+def status(data: Folder = _FOLDER) -> None:
+    """Show what runs in this folder."""
+    from cloudsync.dev import command
+
+    command.show_status(data)
+
+
+@app.command(rich_help_panel=_DEVELOPMENT)
+def stop(data: Folder = _FOLDER) -> None:
+    """Stop what runs in this folder."""
+    from cloudsync.dev import command
+
+    command.stop(data)
+
+
+@app.command(rich_help_panel=_DEVELOPMENT)
+def token(
+    tenant: Annotated[str, typer.Option(help="The token's tenant.")],
+    user: Annotated[str, typer.Option(help="The token's user.")],
+    hours: Annotated[float, typer.Option(help="How long it is good for.")] = 12.0,
+    data: Folder = _FOLDER,
+) -> None:
+    """Print a development token."""
+    from cloudsync.dev import connections
+    from cloudsync.tokens import development_token
+
+    settings = connections.token_settings(data)
+    typer.echo(development_token(settings, tenant=tenant, user=user, lifetime_s=int(hours * 3600)))
+
+
+# Tables
+
+
+@app.command(rich_help_panel=_TABLES)
+def track(
+    table: TableName,
+    tenant_column: Annotated[str, typer.Option(help="Column with the row's tenant.")] = "tenant_id",
+    tenant: Annotated[str | None, typer.Option(help="One tenant for all rows, instead of a column.")] = None,
+    owner_column: Annotated[str | None, typer.Option(help="Column with the row's only reader.")] = None,
+    audience: Annotated[str | None, typer.Option(help="Function from a row to the users who see it.")] = None,
+    audience_depends_on: Annotated[
+        str | None, typer.Option(metavar="JSON", help='As {"public.members": {"project_id": "project_id"}}.')
+    ] = None,
+    conflict: Annotated[str, typer.Option(metavar="lww|ot|manual", help="Policy of conflicts.")] = "lww",
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=POLICY", help="Policy of one column; may be repeated.")
+    ] = None,
+    checked: Annotated[bool, typer.Option("--checked", help="Re-read rows before delivery.")] = False,
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Capture every change of a table from now on."""
+    from cloudsync.capture import tracking
+
+    with _database(postgres_url, data) as connection:
+        tracked = tracking.track(
+            connection,
+            table,
+            tenant_column=tenant_column,
+            tenant=tenant,
+            owner_column=owner_column,
+            audience=audience,
+            audience_depends_on=_json_object("--audience-depends-on", audience_depends_on or "{}"),
+            conflict=conflict,
+            columns=dict(_pair("--column", each) for each in column or []),
+            checked=checked,
+        )
+    typer.echo(f"Tracking {tracked.name}.")
+
+
+@app.command(rich_help_panel=_TABLES)
+def untrack(table: TableName, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Stop capturing a table and remove what `track` made."""
+    from cloudsync.capture import tracking
+
+    with _database(postgres_url, data) as connection:
+        tracking.untrack(connection, table)
+    typer.echo(f"No longer tracking {table}.")
+
+
+@app.command(rich_help_panel=_TABLES)
+def touch(
+    table: TableName,
+    key: Annotated[str, typer.Argument(metavar="KEY", help='The row\'s key as JSON, such as {"id": 7}.')],
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Send a row to its readers once more."""
+    from cloudsync.capture import tracking
+
+    with _database(postgres_url, data) as connection:
+        tracking.touch(connection, table, _json_object("KEY", key))
+    typer.echo(f"Touched {table} {key}.")
+
+
+@app.command(rich_help_panel=_TABLES)
+def tail(
+    table: TableName,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="As 'done=false' or 'n>=3'; may be repeated."),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(metavar="A,B", help="Only these columns.")] = None,
+    tenant: Annotated[str, typer.Option(help="Tenant of the development token.")] = "demo",
+    user: Annotated[str, typer.Option(help="User of the development token.")] = "me",
+    token: Annotated[str | None, typer.Option(help="A token, instead of tenant and user.")] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="The API; else that of this folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    data: Folder = _FOLDER,
+) -> None:
+    """Print a table's changes as they happen."""
+    from cloudsync.client import tail as client_tail
+    from cloudsync.dev import connections
+    from cloudsync.tokens import development_token
+
+    bearer = token or development_token(connections.token_settings(data), tenant=tenant, user=user)
+    client_tail.run(
+        connections.api_url(url, data),
+        table,
+        where=where or [],
+        columns=[name.strip() for name in columns.split(",")] if columns else None,
+        token=bearer,
+        as_json=as_json,
+    )
+
+
+# What is measured and shown
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(rich_help_panel=_DEVELOPMENT, context_settings=_PASS_ON)
+def bench(context: typer.Context) -> None:
+    """Measure: `cloudsync bench SCENARIO …`; `cloudsync bench --help` says more."""
+    from cloudsync.bench import command
+
+    _exit_with(command.main(context.args))
+
+
+@app.command(rich_help_panel=_DEVELOPMENT, context_settings=_PASS_ON)
+def demo(context: typer.Context) -> None:
+    """Start the platform, run a real workload, and check every client's view against SQL."""
+    from cloudsync.dev import demo as demonstration
+
+    _exit_with(demonstration.main(context.args))
+
+
+# Arguments and errors
+
+
+def _exit_with(status: int | None) -> None:
+    if status:
+        raise typer.Exit(status)
+
+
+def _choice(option: str, value: str, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise typer.BadParameter(f"{option} must be one of {', '.join(allowed)}, not {value!r}.")
+    return value
+
+
+def _json_object(what: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{what} must be a JSON object, not {text!r}.")
+    return value
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not (name and separator and value):
+        raise typer.BadParameter(f"{option} must look like NAME=POLICY, not {text!r}.")
+    return name, value
+
+
+def _database(url: str | None, folder: Path) -> Any:
+    import psycopg
+
+    from cloudsync.dev import connections
+
+    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10)
+
+
+_UNREACHABLE = ("08", "28", "3D", "57P")  # classes: connection, authorization, no such database, shutdown
+
+
+def registered(error: Exception) -> CloudSyncError | None:
+    """The registered error that a driver's connection error means, if it is one."""
+    psycopg, redis = sys.modules.get("psycopg"), sys.modules.get("redis")
+    if isinstance(error, CloudSyncError):
+        return error
+    if psycopg is not None and isinstance(error, psycopg.OperationalError):
+        state = error.sqlstate
+        if state is None or state.startswith(_UNREACHABLE):
+            from cloudsync.dev.checks import unreachable_postgres
+
+            return unreachable_postgres(error)
+    if psycopg is not None and isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        return ConfigurationError(f"The PostgreSQL URL is not usable: {str(error).strip()}.")
+    if redis is not None and isinstance(error, redis.RedisError):
+        from cloudsync.dev.checks import unusable_redis
+
+        return unusable_redis(error)
+    return None
+
+
+def main() -> None:
+    """Run the command line: exit status 1 for an error that has a code, 2 for wrong usage."""
+    try:
+        app(prog_name="cloudsync")
+    except Exception as error:
+        known = registered(error)
+        if known is None:
+            raise
+        sys.stderr.write(f"cloudsync: {known} [{known.code}]\n")
+        sys.exit(1)
+
+
+__all__ = ["app", "main", "registered"]

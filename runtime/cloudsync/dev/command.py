@@ -1,0 +1,190 @@
+"""`cloudsync dev`, `status` and `stop`: the platform at the terminal."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from cloudsync.dev import state, status
+from cloudsync.dev.logtail import LogFollower
+from cloudsync.dev.options import PlatformOptions
+from cloudsync.dev.platform import Platform
+from cloudsync.errors import AlreadyRunning, StartFailed
+
+_COLOURS: Final = (
+    "cyan",
+    "magenta",
+    "blue",
+    "yellow",
+    "green",
+    "bright_cyan",
+    "bright_magenta",
+    "bright_blue",
+)
+_SETTLE_S: Final = 0.3
+_STOP_WAIT_S: Final = 30.0
+
+
+class _Terminal:
+    """What the person at the terminal sees, and what they ask for."""
+
+    def __init__(self, *, colour: bool, quiet: bool) -> None:
+        self.console = Console(no_color=not colour, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.stopping = threading.Event()
+        self.wanted = threading.Event()
+        """The table is wanted: by the person, or because something changed."""
+        self.platform: Platform | None = None
+        self._colours: dict[str, str] = {}
+
+    def listen(self) -> None:
+        """From here on Ctrl-C, SIGTERM and SIGHUP stop the platform; the second one kills it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGUSR1, lambda *_: self.wanted.set())
+
+    def say(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style=style))
+
+    def line(self, process: str, text: str) -> None:
+        """One line of a process's log."""
+        colour = self._colours.setdefault(process, _COLOURS[len(self._colours) % len(_COLOURS)])
+        self.console.print(Text.assemble((f"{process:>13} │ ", colour), Text(text)))
+
+    def changed(self, process: str, text: str) -> None:
+        """Called by the platform when something happened to a process."""
+        if self.platform is None:
+            if not self.quiet:
+                self.say(f"{process} {text}", "dim")
+        else:
+            self.say(f"{process} {text}", "" if "again" in text else "red")
+            self.wanted.set()
+
+    def wait(self) -> None:
+        """Until asked to stop; shows the table when it is wanted, and when the person presses Enter."""
+        keys = _keyboard()
+        while not self.stopping.is_set():
+            if keys is None:
+                self.stopping.wait(0.2)
+            elif select.select([keys], [], [], 0.2)[0]:
+                if not os.read(keys, 1024):
+                    keys = None  # end of input is no wish to stop
+                self.wanted.set()
+            if self.wanted.is_set() and self.platform is not None and not self.stopping.is_set():
+                self.wanted.clear()
+                processes = self.platform.processes.values()
+                if any(process.state != "ready" for process in processes):
+                    time.sleep(_SETTLE_S)  # several often change together
+                status.show(self.platform.state(), self.console)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self.stopping.is_set() and self.platform is not None:
+            self.platform.hurry()
+        self.stopping.set()
+
+
+def run(options: PlatformOptions, *, colour: bool = True, quiet: bool = False) -> None:
+    """Run a platform until Ctrl-C or SIGTERM. Raises AlreadyRunning (after showing what runs) and others."""
+    terminal = _Terminal(colour=colour, quiet=quiet)
+    terminal.listen()
+    platform = Platform(options, on_change=terminal.changed, cancelled=terminal.stopping.is_set)
+    follower: LogFollower | None = None
+    try:
+        if not quiet:
+            terminal.say("Starting …", "dim")
+        platform.start()
+        terminal.platform = platform
+        for notice in platform.notices:
+            terminal.say(notice, "yellow")
+        status.show(platform.state(), terminal.console)
+        _next_steps(terminal, platform)
+        if not quiet:
+            follower = LogFollower(platform.logs, terminal.line)
+        terminal.wait()
+    except AlreadyRunning:
+        _show_running(options, terminal)
+        raise
+    except StartFailed:
+        if not terminal.stopping.is_set():
+            raise
+    finally:
+        if terminal.stopping.is_set() and not quiet:
+            terminal.say("Stopping … (Ctrl-C again kills at once)", "dim")
+        platform.stop()
+        if follower is not None:
+            follower.close()
+    if not quiet:
+        terminal.say("Stopped.", "dim")
+
+
+def show_status(folder: Path, *, colour: bool = True) -> None:
+    """Print the table of the platform in this folder. Raises NotRunning."""
+    status.show(state.require(folder), Console(no_color=not colour, highlight=False, soft_wrap=True))
+
+
+def stop(folder: Path) -> None:
+    """Stop the platform in this folder and wait for its end. Raises NotRunning, StartFailed if it stays."""
+    running = state.require(folder)
+    os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_WAIT_S
+    while state.is_running(folder):
+        if time.monotonic() > deadline:
+            raise StartFailed(f"The platform (process {running.pid}) did not stop within {_STOP_WAIT_S:g} s.")
+        time.sleep(0.05)
+
+
+def _show_running(options: PlatformOptions, terminal: _Terminal) -> None:
+    running = state.read((options.data or state.DEFAULT_FOLDER).expanduser().resolve())
+    if running is not None:
+        terminal.say(f"Already running since {running.started_at} (process {running.pid}):")
+        status.show(running, terminal.console)
+
+
+def _next_steps(terminal: _Terminal, platform: Platform) -> None:
+    data = platform.options.data
+    folder = "" if data is None or data == state.DEFAULT_FOLDER else f" --data {_quoted(str(data))}"
+    terminal.say("")
+    terminal.say(f"Ready in {platform.start_s:.1f} s. Try, in another terminal:", "bold green")
+    table = "CREATE TABLE todos (id bigint PRIMARY KEY, title text, done boolean DEFAULT false)"
+    psql = (
+        f"{_quoted(str(platform.binary('psql')))} {_quoted(platform.postgres_url())}"
+        if platform.options.postgres_url is None
+        else f"psql {_quoted(status.without_password(platform.postgres_url()))}"
+    )
+    for command in (
+        f'{psql} -c "{table}"',
+        f"cloudsync track todos --tenant demo{folder}",
+        f"cloudsync tail todos --tenant demo --user me{folder}",
+        f"cloudsync token --tenant demo --user me{folder}",
+    ):
+        terminal.say(f"  {command}")
+    if sys.stdin.isatty():
+        terminal.say("Enter shows the table again, Ctrl-C stops.", "dim")
+    terminal.say("")
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _keyboard() -> int | None:
+    """Standard input, if a person is there and this process is in the foreground."""
+    try:
+        descriptor = sys.stdin.fileno()
+        if os.isatty(descriptor) and os.tcgetpgrp(descriptor) == os.getpgrp():
+            return descriptor
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None

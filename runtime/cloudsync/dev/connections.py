@@ -1,0 +1,31 @@
+"""Which servers a command means: those given to it, those of the environment, or those of the folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cloudsync.dev import state
+from cloudsync.errors import ConfigurationError
+from cloudsync.settings import Settings, load
+
+
+def postgres_url(given: str | None, folder: Path) -> str:
+    """The database's URL, as the role that may migrate and track. Raises NotRunning."""
+    return given or os.environ.get("CLOUDSYNC_POSTGRES_URL") or state.require(folder).postgres_url
+
+
+def api_url(given: str | None, folder: Path) -> str:
+    """The API's URL. Raises NotRunning."""
+    url = given or os.environ.get("CLOUDSYNC_API_URL") or state.require(folder).api_url
+    if not url:
+        raise ConfigurationError("The platform of this folder runs without the API.")
+    return url
+
+
+def token_settings(folder: Path) -> Settings:
+    """Settings that can sign development tokens. Raises NotRunning."""
+    if os.environ.get("CLOUDSYNC_JWT_SECRET"):
+        return load()
+    secret = Path(state.require(folder).secret_file).read_text()
+    return load(mode="development", jwt_secret=secret)
