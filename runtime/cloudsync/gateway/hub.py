@@ -1,0 +1,181 @@
+"""From topics to connections: who on this gateway is told of an event, in frames encoded once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from cloudsync.events import MATCHED_BEFORE, MATCHES_NOW, ChangeEvent
+from cloudsync.gateway.connection import Connection
+from cloudsync.protocol.codes import Close
+from cloudsync.protocol.frames import (
+    Body,
+    Verdict,
+    batches,
+    event_text,
+    for_everyone,
+    shared_verdict,
+    single,
+    verdict_for,
+)
+from cloudsync.protocol.messages import Error
+from cloudsync.registry.topics import Topic
+from cloudsync.sync.catalog import CatalogTable
+from cloudsync.sync.snapshot import Visibility
+
+Matched = tuple[ChangeEvent, int]
+"""An event and its `MATCHED_BEFORE`/`MATCHES_NOW` bits for a topic."""
+
+_EVERYTHING_VISIBLE: Final = Visibility(0, frozenset())
+
+
+class Subscription:
+    """One subscription of one connection."""
+
+    __slots__ = (
+        "columns",
+        "connection",
+        "held",
+        "held_bytes",
+        "id",
+        "sub",
+        "table",
+        "task",
+        "topic",
+        "visibility",
+    )
+
+    def __init__(
+        self, connection: Connection, subscription_id: str, topic: Topic, table: CatalogTable,
+        columns: tuple[str, ...] | None,
+    ) -> None:  # fmt: skip
+        self.connection = connection
+        self.id = subscription_id
+        self.sub = msgspec.json.encode(subscription_id).decode()
+        self.topic = topic
+        self.table = table
+        self.columns = columns
+        self.held: list[Matched] | None = []
+        """What was routed while the snapshot is on its way; None once the subscription is live."""
+        self.held_bytes = 0
+        self.visibility = _EVERYTHING_VISIBLE
+        """What the snapshot contained: events of those transactions are not sent again."""
+        self.task: asyncio.Task[None] | None = None
+
+    def hold(self, events: Iterable[Matched]) -> int:
+        """Keep events for later; returns the bytes held."""
+        assert self.held is not None  # noqa: S101 - callers look first
+        for event, bits in events:
+            self.held.append((event, bits))
+            self.held_bytes += 300 + len(event.row or b"")
+        return self.held_bytes
+
+
+class HostedTopic:
+    """A topic that this gateway hosts and the subscriptions to it, grouped by the columns they ask for."""
+
+    __slots__ = ("groups", "lock", "registered", "topic")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.groups: dict[tuple[str, ...] | None, dict[Subscription, None]] = {}
+        self.lock = asyncio.Lock()
+        self.registered = False
+
+    def add(self, subscription: Subscription) -> None:
+        self.groups.setdefault(subscription.columns, {})[subscription] = None
+
+    def remove(self, subscription: Subscription) -> None:
+        group = self.groups.get(subscription.columns)
+        if group is not None:
+            group.pop(subscription, None)
+            if not group:
+                del self.groups[subscription.columns]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+    def subscriptions(self) -> list[Subscription]:
+        return [s for group in self.groups.values() for s in group]
+
+
+class Hub:
+    """All topics of this gateway."""
+
+    def __init__(self, *, realtime_limit: int, batch_bytes: int, hold_bytes: int) -> None:
+        self._realtime_limit = realtime_limit
+        self._batch_bytes = batch_bytes
+        self._hold_bytes = hold_bytes
+        self.topics: dict[str, HostedTopic] = {}
+
+    def topic(self, topic: Topic) -> HostedTopic:
+        hosted = self.topics.get(topic.id)
+        if hosted is None:
+            hosted = self.topics[topic.id] = HostedTopic(topic)
+        return hosted
+
+    def on_table(self, table: str) -> list[Subscription]:
+        """Every subscription to a table, whatever its filter."""
+        return [s for t in self.topics.values() if t.topic.table == table for s in t.subscriptions()]
+
+    def dispatch(self, topic_id: str, matched: list[Matched]) -> None:
+        """Hand a topic's events, in order, to its subscriptions."""
+        hosted = self.topics.get(topic_id)
+        if hosted is None:
+            return
+        shared = all(for_everyone(event) for event, _ in matched)
+        oldest_xid = min(event.xid for event, _ in matched)
+        for columns, group in hosted.groups.items():
+            bodies: list[Body] | None = None
+            for subscription in list(group):
+                if subscription.held is not None:
+                    if subscription.hold(matched) > self._hold_bytes:
+                        subscription.connection.close(
+                            Close.SLOW,
+                            Error(
+                                "limit_reached", "More changed during the snapshot than may be kept for it."
+                            ),
+                        )
+                    continue
+                if shared and oldest_xid >= subscription.visibility.xmax:
+                    if bodies is None:
+                        bodies = self._encode(_for_all(matched), columns)
+                    for body in bodies:
+                        subscription.connection.push(subscription.sub, body)
+                else:
+                    self.deliver(subscription, matched)
+
+    def deliver(self, subscription: Subscription, matched: Iterable[Matched]) -> None:
+        """Send one subscription the events that concern its user and were not in its snapshot."""
+        principal = subscription.connection.principal
+        if principal is None:
+            return
+        own: list[tuple[ChangeEvent, Verdict]] = []
+        for event, bits in matched:
+            verdict = verdict_for(event, bits, principal.user)
+            if verdict is not None and not subscription.visibility.includes(event.xid):
+                own.append((event, verdict))
+        if own:
+            for body in self._encode(own, subscription.columns):
+                subscription.connection.push(subscription.sub, body)
+
+    def _encode(
+        self, events: list[tuple[ChangeEvent, Verdict]], columns: tuple[str, ...] | None
+    ) -> list[Body]:
+        texts = [(verdict, event_text(event, verdict, columns)) for event, verdict in events]
+        if len(texts) <= self._realtime_limit:
+            return [single(verdict, text) for verdict, text in texts]
+        return list(batches(texts, limit_bytes=self._batch_bytes))
+
+
+def _for_all(matched: list[Matched]) -> list[tuple[ChangeEvent, Verdict]]:
+    events = []
+    for event, bits in matched:
+        verdict = shared_verdict(bool(bits & MATCHED_BEFORE), bool(bits & MATCHES_NOW))
+        if verdict is not None:
+            events.append((event, verdict))
+    return events

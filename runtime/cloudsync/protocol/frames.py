@@ -1,0 +1,145 @@
+"""Frames with row data, spliced from JSON text.
+
+A row travels as PostgreSQL wrote it: it is never parsed into numbers on its way to a client. What belongs
+to the event is encoded once and shared by all connections; what belongs to a connection (`n`, `sub`) goes
+in front.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from typing import Final, Literal
+
+import msgspec
+
+from cloudsync.events import (
+    MATCHED_BEFORE,
+    MATCHES_NOW,
+    ChangeEvent,
+)
+
+Verdict = Literal["create", "update", "delete"]
+
+_OPENINGS: Final[dict[Verdict, str]] = {
+    "create": '{"type":"data.create",',
+    "update": '{"type":"data.update",',
+    "delete": '{"type":"data.delete",',
+}
+_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_names = msgspec.json.Decoder(list[str]).decode
+
+
+class Body(msgspec.Struct, gc=False, frozen=True):
+    """The shared part of one frame: what follows the connection's own fields."""
+
+    opening: str
+    text: str
+    size_bytes: int
+    timed: bool = True
+
+    def frame(self, n: int, sub: str) -> str:
+        """The whole frame for one connection; `sub` is the subscription's id as JSON."""
+        if self.timed:
+            return f'{self.opening}"n":{n},"sub":[{sub}],"sent":{time.time_ns() // 1000},{self.text}'
+        return f'{self.opening}"n":{n},"sub":[{sub}],{self.text}'
+
+
+def verdict_for(event: ChangeEvent, bits: int, user: str) -> Verdict | None:
+    """What the event is to this user: filter and audience, before and now."""
+    before = bool(bits & MATCHED_BEFORE) and _holds(event.old_audience, user)
+    now = bool(bits & MATCHES_NOW) and _holds(event.audience, user)
+    return shared_verdict(before, now)
+
+
+def shared_verdict(before: bool, now: bool) -> Verdict | None:
+    """What an event is to somebody who saw the row before, or sees it now."""
+    if now:
+        return "update" if before else "create"
+    return "delete" if before else None
+
+
+def for_everyone(event: ChangeEvent) -> bool:
+    """Whether the event's audience is the whole tenant, before and after."""
+    return event.audience is None and event.old_audience is None
+
+
+def event_text(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | None) -> str:
+    """An event's fields, without the frame's opening and its closing brace."""
+    key = (event.key or b"null").decode()
+    head = f'"table":{json.dumps(event.table, ensure_ascii=False)},"key":{key},"version":{event.version}'
+    if verdict == "delete" or event.row is None:
+        return head
+    if verdict == "create":
+        row = event.row.decode() if columns is None else _project(event.row, columns)
+        return f'{head},"row":{row}{_origin(event)}'
+    changed = _names(event.old) if event.old else []
+    if columns is not None:
+        changed = [name for name in changed if name in columns]
+    changes = _project(event.row, changed) if changed else "{}"
+    return f'{head},"prev_version":{event.version - 1},"changes":{changes}{_origin(event)}'
+
+
+def single(verdict: Verdict, text: str) -> Body:
+    """A frame of one event."""
+    return Body(_OPENINGS[verdict], text + "}", size_of(text) + 64, verdict != "delete")
+
+
+def batches(events: Iterable[tuple[Verdict, str]], *, limit_bytes: int, ending: str = "") -> Iterator[Body]:
+    """Frames of many events, each within the limit (an event larger than it travels alone).
+
+    `ending` is added to the last frame; there is a last frame, empty if need be, whenever it is given.
+    """
+    part: list[str] = []
+    size = 0
+    for verdict, text in events:
+        item = f"{_OPENINGS[verdict]}{text}}}"
+        item_size = size_of(item) + 1
+        if part and size + item_size > limit_bytes:
+            yield _batch(part, size)
+            part, size = [], 0
+        part.append(item)
+        size += item_size
+    if part or ending:
+        yield _batch(part, size, ending)
+
+
+def snapshot_text(table: str, key: str, version: int, row: str) -> str:
+    """A row of a snapshot as the fields of a `data.create`."""
+    return f'"table":{json.dumps(table, ensure_ascii=False)},"key":{key},"version":{version},"row":{row}'
+
+
+def project_text(row: str, columns: tuple[str, ...] | None) -> str:
+    return row if columns is None else _project(row.encode(), columns)
+
+
+def size_of(text: str) -> int:
+    """Bytes of the text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _batch(items: list[str], size: int, ending: str = "") -> Body:
+    return Body('{"type":"sync.batch",', f'"events":[{",".join(items)}]{ending}}}', size + 80)
+
+
+def _holds(audience: list[str] | None, user: str) -> bool:
+    return audience is None or user in audience
+
+
+def _project(row: bytes, columns: Iterable[str]) -> str:
+    values = _raw_object(row)
+    parts = [
+        f"{json.dumps(name, ensure_ascii=False)}:{bytes(values[name]).decode()}"
+        for name in columns
+        if name in values
+    ]
+    return "{" + ",".join(parts) + "}"
+
+
+def _origin(event: ChangeEvent) -> str:
+    by = f',"by":{event.actor.decode()}' if event.actor else ""
+    return (
+        f'{by},"at":"{event.captured_us // 1000}-0-sql","id":"{event.position}","tx":"{event.xid}"'
+        f',"times":{{"commit":{event.committed_us},"feed":{event.fed_us},"route":{event.routed_us}}}'
+    )

@@ -1,0 +1,113 @@
+"""What the tracked tables look like, as the gateway needs it: schema, filters, expressions for snapshots."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+
+from cloudsync.errors import UnknownTable
+from cloudsync.protocol.messages import Column, TableSchema
+from cloudsync.registry.filters import KINDS
+
+
+class TableColumn(msgspec.Struct, frozen=True):
+    """A column: its type as clients see it, the base type that its values are cast to, how it is filtered."""
+
+    name: str
+    type: str
+    base_type: str
+    kind: str
+
+
+class CatalogTable(msgspec.Struct, frozen=True):
+    """A tracked table."""
+
+    table_id: int
+    name: str
+    schema_name: str
+    table_name: str
+    key: tuple[str, ...]
+    columns: dict[str, TableColumn]
+    row_expression: str
+    key_expression: str
+    key_text_expression: str
+
+    def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
+        """What a subscriber is told; with `columns` only those and the key."""
+        shown = [
+            Column(c.name, c.type)
+            for c in self.columns.values()
+            if columns is None or c.name in columns or c.name in self.key
+        ]
+        return TableSchema(self.name, list(self.key), shown)
+
+
+_QUERY: Final = """
+WITH RECURSIVE typed AS (
+    SELECT t.table_id, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) AS shown,
+           a.atttypid AS type_id, coalesce(c.collisdeterministic, true) AS deterministic
+      FROM cloudsync.tracked_tables t
+      JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped
+      LEFT JOIN pg_collation c ON c.oid = a.attcollation
+    UNION ALL
+    SELECT table_id, attnum, attname, shown, y.typbasetype, deterministic
+      FROM typed JOIN pg_type y ON y.oid = type_id WHERE y.typtype = 'd'
+)
+SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
+       t.key_text_expression,
+       (SELECT jsonb_agg(
+                   jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic)
+                   ORDER BY attnum)
+          FROM typed JOIN pg_type y ON y.oid = type_id
+         WHERE typed.table_id = t.table_id AND y.typtype <> 'd') AS columns
+  FROM cloudsync.tracked_tables t
+"""
+
+
+class Catalog:
+    """The tracked tables of one database; `load` again when a table's schema changed."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, CatalogTable] = {}
+
+    async def load(self, connection: AsyncConnection[Any]) -> None:
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(_QUERY)
+            rows = await cursor.fetchall()
+        self._tables = {table.name: table for table in map(_table, rows)}
+
+    def find(self, name: str) -> CatalogTable:
+        """A table by `schema.table`; `public.` may be left out. Raises UnknownTable."""
+        table = self._tables.get(name) or self._tables.get(f"public.{name}")
+        if table is None:
+            raise UnknownTable(
+                f"There is no tracked table {name[:130]!r} that you may read.",
+                hint="Track it with `cloudsync track`, and write it as schema.table.",
+            )
+        return table
+
+    def knows(self, name: str) -> bool:
+        return name in self._tables or f"public.{name}" in self._tables
+
+
+def _table(row: dict[str, Any]) -> CatalogTable:
+    columns = {}
+    for name, shown, base, typtype, deterministic in row["columns"]:
+        kind = "plain" if typtype == "e" else KINDS.get(base, "opaque")
+        if kind == "text" and not deterministic:
+            kind = "opaque"
+        columns[name] = TableColumn(name, shown, base, kind)
+    return CatalogTable(
+        table_id=row["table_id"],
+        name=f"{row['schema_name']}.{row['table_name']}",
+        schema_name=row["schema_name"],
+        table_name=row["table_name"],
+        key=tuple(row["key_columns"]),
+        columns=columns,
+        row_expression=row["row_expression"],
+        key_expression=row["key_expression"],
+        key_text_expression=row["key_text_expression"],
+    )

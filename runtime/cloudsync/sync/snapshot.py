@@ -1,0 +1,108 @@
+"""Snapshots: a subscription's rows at one instant, read on the primary under the user's own rights."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+from psycopg import AsyncConnection, sql
+
+from cloudsync.registry.filters import Condition
+from cloudsync.sync.catalog import CatalogTable
+from cloudsync.sync.where import where_sql
+from cloudsync.tokens import Principal
+
+_PAGE_ROWS: Final = 500
+
+SESSION_OPTIONS: Final = (
+    "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+)
+"""Settings under which rows read here have the same JSON as rows captured by the trigger."""
+
+
+class Visibility(msgspec.Struct, frozen=True):
+    """Which transactions a snapshot saw (`pg_snapshot`): used to hand over to the stream without a repeat."""
+
+    xmax: int
+    running: frozenset[int]
+
+    def includes(self, xid: int) -> bool:
+        return xid < self.xmax and xid not in self.running
+
+
+class SnapshotRow(msgspec.Struct, array_like=True, gc=False):
+    """A row of a snapshot: key and row as JSON text, version 0 if it never changed since it is tracked."""
+
+    key: str
+    version: int
+    row: str
+
+
+class Snapshot:
+    """An open snapshot: its visibility, and its rows page by page."""
+
+    def __init__(self, visibility: Visibility, pages: AsyncIterator[list[SnapshotRow]]) -> None:
+        self.visibility = visibility
+        self.pages = pages
+
+
+@asynccontextmanager
+async def open_snapshot(
+    connection: AsyncConnection[Any],
+    principal: Principal,
+    table: CatalogTable,
+    where: tuple[Condition, ...],
+    key: str | None = None,
+) -> AsyncIterator[Snapshot]:
+    """Open a snapshot in a transaction of its own; with `key` (a key text) of that row alone."""
+    async with connection.transaction():
+        await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await assume(connection, principal)
+        cursor = await connection.execute("SELECT pg_current_snapshot()::text")
+        row = await cursor.fetchone()
+        _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
+        visibility = Visibility(int(xmax), frozenset(map(int, filter(None, running.split(",")))))
+        yield Snapshot(visibility, _pages(connection, table, where, key))
+
+
+async def assume(connection: AsyncConnection[Any], principal: Principal) -> None:
+    """Become the client in this transaction: row-level security decides from here on."""
+    await connection.execute("SET LOCAL ROLE cloudsync_client")
+    await connection.execute(
+        "SELECT set_config('app.tenant_id', %s, true), set_config('app.user_id', %s, true)",
+        (principal.tenant, principal.user),
+    )
+
+
+async def _pages(
+    connection: AsyncConnection[Any], table: CatalogTable, where: tuple[Condition, ...], key: str | None
+) -> AsyncIterator[list[SnapshotRow]]:
+    condition, parameters = where_sql(table, where)
+    key_text = _expression(table.key_text_expression)
+    if key is not None:
+        condition = sql.SQL("{} AND {} = %s").format(condition, key_text)
+        parameters = [*parameters, key]
+    query = sql.SQL(
+        "SELECT ({key})::text, coalesce(s.version, 0), ({row})::text FROM {table} AS t"
+        " LEFT JOIN cloudsync.row_state AS s ON s.table_id = {table_id} AND s.key = {key_text}"
+        " WHERE {condition}"
+    ).format(
+        key=_expression(table.key_expression),
+        row=_expression(table.row_expression),
+        table=sql.Identifier(table.schema_name, table.table_name),
+        table_id=sql.Literal(table.table_id),
+        key_text=key_text,
+        condition=condition,
+    )
+    async with connection.cursor(name="snapshot") as cursor:
+        cursor.itersize = _PAGE_ROWS
+        await cursor.execute(query, parameters)
+        while page := await cursor.fetchmany(_PAGE_ROWS):
+            yield [SnapshotRow(*columns) for columns in page]
+
+
+def _expression(template: str) -> sql.SQL:
+    # Made by cloudsync.track() from the system catalog, identifiers quoted there.
+    return sql.SQL(template.replace("{row}", "t").replace("%", "%%"))

@@ -1,0 +1,164 @@
+"""From a client's where-clause to a canonical filter. PostgreSQL itself brings each operand into its form."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, sql
+
+from cloudsync.errors import BadFilter, UnknownColumn
+from cloudsync.registry.filters import OPERATORS, OPERATORS_BY_KIND, Condition
+from cloudsync.sync.catalog import CatalogTable, TableColumn
+
+_MAX_CONDITIONS: Final = 32
+_MAX_OPERANDS: Final = 1000
+_MAX_TEXT: Final = 10_000
+
+
+async def canonical_where(
+    connection: AsyncConnection[Any], table: CatalogTable, where: dict[str, Any] | None
+) -> tuple[Condition, ...]:
+    """The conditions of a where-clause, sorted, operands as PostgreSQL writes them.
+
+    Raises UnknownColumn, or BadFilter saying which operand does not fit.
+    """
+    if not where:
+        return ()
+    conditions = []
+    for name, wanted in where.items():
+        column = table.columns.get(name)
+        if column is None:
+            raise UnknownColumn(f"{table.name} has no column {name[:100]!r}.")
+        operators = (
+            wanted if isinstance(wanted, dict) else {"is_null": True} if wanted is None else {"eq": wanted}
+        )
+        if not operators:
+            raise BadFilter(f"The condition on {name!r} is empty.")
+        for operator, operand in operators.items():
+            _check_operator(table, column, operator, operand)
+            canonical = await _canonical(connection, column, operator, operand)
+            conditions.append(Condition(name, operator, canonical, column.kind))
+    if len(conditions) > _MAX_CONDITIONS:
+        raise BadFilter(f"A where-clause may have {_MAX_CONDITIONS} conditions at most.")
+    return tuple(sorted(conditions, key=lambda c: (c.column, c.operator, repr(c.operand))))
+
+
+def canonical_columns(table: CatalogTable, columns: list[str] | None) -> tuple[str, ...] | None:
+    """The asked columns in table order. Raises UnknownColumn."""
+    if columns is None:
+        return None
+    for name in columns:
+        if name not in table.columns:
+            raise UnknownColumn(f"{table.name} has no column {name[:100]!r}.")
+    wanted = set(columns)
+    return tuple(name for name in table.columns if name in wanted)
+
+
+def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Composable, list[Any]]:
+    """The filter as a condition on the alias `t`, and its parameters."""
+    parts: list[sql.Composable] = [sql.SQL("true")]
+    parameters: list[Any] = []
+    for condition in where:
+        column = table.columns[condition.column]
+        name = sql.SQL("t.{}").format(sql.Identifier(column.name))
+        if condition.operator == "is_null":
+            parts.append(sql.SQL("{} IS NULL" if condition.operand else "{} IS NOT NULL").format(name))
+            continue
+        # The base type comes from format_type(): quoted by PostgreSQL where it must be.
+        cast = sql.SQL(column.base_type)
+        if condition.operator == "in":
+            operands = [_sql_operand(column, o) for o in condition.operand]
+            parts.append(sql.SQL("{} = ANY (%s::{}[])").format(name, cast))
+            parameters.append(operands)
+            continue
+        ordered = condition.operator in ("lt", "lte", "gt", "gte") and column.kind == "text"
+        pattern = '{} COLLATE "C" {} %s::{}' if ordered else "{} {} %s::{}"
+        parts.append(sql.SQL(pattern).format(name, sql.SQL(_SQL_OPERATORS[condition.operator]), cast))
+        parameters.append(_sql_operand(column, condition.operand))
+    return sql.SQL(" AND ").join(parts), parameters
+
+
+_SQL_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+
+
+def _sql_operand(column: TableColumn, operand: Any) -> Any:
+    if column.base_type == "bytea":
+        return base64.b64decode(operand)
+    if isinstance(operand, bool):
+        return "true" if operand else "false"
+    return str(operand)
+
+
+def _check_operator(table: CatalogTable, column: TableColumn, operator: str, operand: Any) -> None:
+    if operator not in OPERATORS:
+        raise BadFilter(
+            f"There is no operator {operator[:40]!r}.", hint=f"Use one of {', '.join(sorted(OPERATORS))}."
+        )
+    allowed = OPERATORS_BY_KIND[column.kind]
+    if operator not in allowed:
+        raise BadFilter(
+            f"{table.name}.{column.name} is of type {column.type}, which `{operator}` cannot compare here.",
+            hint=f"It takes {', '.join(sorted(allowed))}.",
+        )
+    if operator == "is_null" and not isinstance(operand, bool):
+        raise BadFilter(f"`is_null` on {column.name!r} takes true or false.")
+    if operator == "in" and (not isinstance(operand, list) or len(operand) > _MAX_OPERANDS):
+        raise BadFilter(f"`in` on {column.name!r} takes a list of {_MAX_OPERANDS} values at most.")
+
+
+async def _canonical(
+    connection: AsyncConnection[Any], column: TableColumn, operator: str, operand: Any
+) -> Any:
+    if operator == "is_null":
+        return operand
+    if operator == "in":
+        values = [await _operand(connection, column, value) for value in operand if value is not None]
+        return sorted(set(values), key=repr)
+    if operand is None:
+        raise BadFilter(f"`{operator}` on {column.name!r} cannot compare with null.", hint="Use `is_null`.")
+    return await _operand(connection, column, operand)
+
+
+async def _operand(connection: AsyncConnection[Any], column: TableColumn, value: Any) -> Any:
+    text = _text_of(column, value)
+    if column.kind in ("text", "padded"):
+        return text
+    if column.base_type == "boolean":
+        return value
+    if column.base_type == "bytea":
+        try:
+            return base64.b64encode(base64.b64decode(text, validate=True)).decode()
+        except (binascii.Error, ValueError):
+            raise BadFilter(f"{column.name!r} is bytea: its operand must be base64.") from None
+    form = "trim_scale(%s::text::numeric)::text" if column.kind == "numeric" else "to_jsonb(%s::text::{})"
+    cast = sql.SQL(column.base_type)  # from format_type(), not from a user
+    try:
+        # A savepoint, so that a value which does not fit leaves the caller's transaction usable.
+        async with connection.transaction():
+            cursor = await connection.execute(sql.SQL("SELECT " + form).format(cast), (text,))
+            row = await cursor.fetchone()
+    except psycopg.DataError:
+        raise BadFilter(f"The operand of {column.name!r} is not a value of its type {column.type}.") from None
+    return row[0] if row else None
+
+
+def _text_of(column: TableColumn, value: Any) -> str:
+    """The operand as text for PostgreSQL, if its JSON type fits the column."""
+    kind = column.kind
+    if column.base_type == "boolean":
+        fits = isinstance(value, bool)
+    elif kind == "integer":
+        fits = isinstance(value, (int, str)) and not isinstance(value, bool)
+    elif kind in ("numeric", "float"):
+        fits = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, str)
+    if not fits:
+        raise BadFilter(f"The operand of {column.name!r} has the wrong type: the column is {column.type}.")
+    text = str(value)
+    if len(text) > _MAX_TEXT or "\x00" in text:
+        raise BadFilter(f"The operand of {column.name!r} is too long or holds a zero character.")
+    return text
