@@ -1,0 +1,105 @@
+"""Real parts for every test: PostgreSQL and Valkey for the session, a database of its own for each test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+import waiting
+from cloudsync.dev.options import PlatformOptions
+from cloudsync.dev.platform import Platform
+from cloudsync.dev.postgres import EmbeddedPostgres
+from cloudsync.dev.valkey import EmbeddedValkey
+from psycopg import sql
+
+_TEMPLATE = "cloudsync_template"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server with logical WAL, without fsync."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """A Valkey server that keeps nothing."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey"), ephemeral=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: EmbeddedPostgres) -> str:
+    """Name of a migrated database that others are copied from; never connect to it."""
+    from cloudsync.capture.migrations import migrate
+
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(_TEMPLATE)))
+    migrate(postgres.url(database=_TEMPLATE), phase="all")
+    return _TEMPLATE
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """URL, as superuser, of a fresh migrated database that goes with the test."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(name), sql.Identifier(migrated_template)
+            )
+        )
+    yield postgres.url(database=name)
+    drop_database(postgres, name)
+
+
+def drop_database(postgres: EmbeddedPostgres, name: str) -> None:
+    """Drop a database with the sessions and replication slots that hold it."""
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+
+        def drop_slots() -> bool:
+            rows = connection.execute(
+                "SELECT slot_name, active_pid FROM pg_replication_slots WHERE database = %s", (name,)
+            ).fetchall()
+            for slot, pid in rows:
+                if pid is not None:
+                    connection.execute("SELECT pg_terminate_backend(%s)", (pid,))
+                else:
+                    connection.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
+            return not rows
+
+        waiting.eventually(drop_slots)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_url(valkey: EmbeddedValkey) -> str:
+    """URL of an empty Valkey (channels are shared by the session, names in them are not)."""
+    with redis.Redis.from_url(valkey.url) as server:
+        server.flushall()
+    return valkey.url
+
+
+@pytest.fixture(scope="session")
+def platform() -> Iterator[Platform]:
+    """Every process of a deployment, on a database of its own; shared, so use tables of your own."""
+    with Platform(PlatformOptions.private()) as running:
+        yield running
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """`eventually(condition, timeout_s)`, as in `waiting`."""
+    return waiting.eventually
+
+
+@pytest.fixture
+def eventually_async() -> Callable[..., Any]:
+    """`await eventually_async(condition, timeout_s)`, as in `waiting`."""
+    return waiting.eventually_async
