@@ -9,12 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from psycopg import sql
+
 import waiting
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
-from psycopg import sql
 
 _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)

@@ -1,0 +1,90 @@
+# Each target works alone on a fresh clone: Python 3.11+ and make are all it takes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Tools of this tree read the project where it is; nothing of the caller's Python leaks in.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+BENCH ?= latency throughput relay fanout connections writers
+ARGS ?=
+
+.PHONY: help setup up demo test lint format bench lock clean
+
+help:
+	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
+	@echo "make up      the whole platform on this machine (ARGS='--fresh' and others: $(BIN)/cloudsync dev --help)"
+	@echo "make demo    a real workload, watched by clients, checked against SQL"
+	@echo "make test    all tests              (ARGS='tests/unit -k name')"
+	@echo "make lint    ruff, mypy, import boundaries"
+	@echo "make bench   every benchmark        (BENCH='latency writers')"
+	@echo "make format  let ruff format and mend"
+	@echo "make lock    resolve the dependencies anew"
+	@echo "make clean   remove what was built (not the data in .cloudsync)"
+
+# The environment
+
+$(VENV)/.made:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "make: there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is $$("$(PYTHON)" -V 2>&1); CloudSync needs 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "make: $(PYTHON) cannot make virtual environments; install its venv package (python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements/build.lock requirements/runtime.lock pyproject.toml $(VENV)/.made
+	$(BIN)/python -m pip install --quiet --requirement requirements/build.lock --requirement requirements/runtime.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --requirement requirements/dev.lock
+	@touch $@
+
+setup: $(VENV)/.dev
+
+# Running
+
+up: $(VENV)/.runtime
+	@exec $(BIN)/cloudsync dev $(ARGS)
+
+demo: $(VENV)/.runtime
+	@exec $(BIN)/cloudsync demo $(ARGS)
+
+bench: $(VENV)/.dev
+	@mkdir -p bench-results
+	@set -e; for scenario in $(BENCH); do \
+	  $(BIN)/cloudsync bench $$scenario --json bench-results/$$scenario.json $(ARGS); done
+
+# Checking
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+# Upkeep
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
+
+lock: $(VENV)/.dev
+	$(COMPILE) requirements/build.in --output-file requirements/build.lock
+	$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
+	$(COMPILE) --extra dev pyproject.toml --output-file requirements/dev.lock
+
+clean:
+	rm -rf $(VENV) build dist bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -rf runtime/*.egg-info
