@@ -1,0 +1,32 @@
+"""The Python client: a live local view of a PostgreSQL table, kept current over a WebSocket."""
+
+from cloudsync.client.connection import Client, State, connect
+from cloudsync.client.errors import (
+    Closed,
+    FellBehind,
+    ProtocolBroken,
+    ServerRefused,
+    TenantDisabled,
+    TokenCallbackFailed,
+    TooManyConnections,
+    Unreachable,
+)
+from cloudsync.client.subscription import ChangeEvent
+from cloudsync.client.view import Changes, View
+
+__all__ = [
+    "ChangeEvent",
+    "Changes",
+    "Client",
+    "Closed",
+    "FellBehind",
+    "ProtocolBroken",
+    "ServerRefused",
+    "State",
+    "TenantDisabled",
+    "TokenCallbackFailed",
+    "TooManyConnections",
+    "Unreachable",
+    "View",
+    "connect",
+]

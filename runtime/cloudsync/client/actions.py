@@ -1,0 +1,60 @@
+"""What a session tells the connection that drives it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudsync.client.subscription import ChangeEvent, Subscription
+from cloudsync.errors import CloudSyncError
+from cloudsync.protocol.messages import Heartbeat, Welcome
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """Rows of a subscription changed; `events` only if it is observed."""
+
+    subscription: Subscription
+    events: list[ChangeEvent]
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """A snapshot is in place; `events` are its differences from what was held before."""
+
+    subscription: Subscription
+    events: list[ChangeEvent]
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A subscription has ended."""
+
+    subscription: Subscription
+    error: CloudSyncError
+
+
+class Stalled(msgspec.Struct, frozen=True):
+    """A subscription must be renewed, after a pause: call `renew`."""
+
+    subscription: Subscription
+    error: CloudSyncError
+
+
+class Welcomed(msgspec.Struct, frozen=True):
+    frame: Welcome
+
+
+class Beat(msgspec.Struct, frozen=True):
+    frame: Heartbeat
+
+
+class Leaving(msgspec.Struct, frozen=True):
+    """The server goes away: connect again after this long."""
+
+    reconnect_in_s: float
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """An error that concerns the connection as a whole; a close usually follows."""
+
+    error: CloudSyncError
+
+
+Action = Changed | Completed | Failed | Stalled | Welcomed | Beat | Leaving | Complaint

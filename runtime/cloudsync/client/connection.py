@@ -1,0 +1,364 @@
+"""The client: one connection at a time, made again whenever it is lost, and the views that live on it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from cloudsync import logs
+from cloudsync.client import failures
+from cloudsync.client.actions import (
+    Action,
+    Beat,
+    Changed,
+    Completed,
+    Failed,
+    Leaving,
+    Stalled,
+    Welcomed,
+)
+from cloudsync.client.credentials import Credentials, TokenCallback
+from cloudsync.client.errors import Closed, ProtocolBroken, TokenCallbackFailed, Unreachable
+from cloudsync.client.failures import Lost
+from cloudsync.client.link import Link
+from cloudsync.client.raw import MAX_FRAME_BYTES, SDK, open_socket
+from cloudsync.client.rest import Rest
+from cloudsync.client.session import Session
+from cloudsync.client.subscription import Subscription
+from cloudsync.client.view import View
+from cloudsync.errors import CloudSyncError, TokenRefused
+from cloudsync.protocol.messages import Where
+
+State = Literal["connecting", "live", "offline", "replaying"]
+TOKEN_MARGIN_S: Final = 60.0  # a token with less time left is renewed at the next heartbeat
+SETTLED_S: Final = 10.0  # a connection that lived this long makes backing off start over
+_BROKEN_IN_A_ROW: Final = 3
+
+
+class Client:
+    """A connection to the platform that comes back by itself. Use it with `async with`; see `connect`."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | TokenCallback,
+        client_id: str | None = None,
+        name: str | None = None,
+        platform: str = "python",
+        connect_timeout_s: float = 10.0,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        self._rest = Rest(url, ssl_context=ssl_context)
+        self._credentials = Credentials(token)
+        self._name, self._platform = name, platform
+        self._connect_timeout_s = connect_timeout_s
+        self._max_frame_bytes = max_frame_bytes
+        self._ssl_context = ssl_context
+        self._session = Session(sdk=SDK)
+        self._session.client_id = client_id or ""
+        self._views: dict[Subscription, View] = {}
+        self._pending: dict[Subscription, asyncio.Future[None]] = {}
+        self._stalls: dict[Subscription, int] = {}
+        self._state: State = "connecting"
+        self._state_callbacks: list[Callable[[State], object]] = []
+        self._error: Exception | None = None
+        self._complaint: CloudSyncError | None = None
+        self._last_reason = ""
+        self._welcomed_at_s: float | None = None
+        self._leave_at_s: float | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._heartbeat_s = 20.0
+        self._link: Link | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._log = logs.get("client")
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._first: asyncio.Future[None] = self._loop.create_future()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
+        self._task = self._loop.create_task(self._run(), name="cloudsync client")
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._first
+        except TimeoutError:
+            await self.close()
+            raise Unreachable(
+                f"{self._rest.url} could not be reached within {self._connect_timeout_s:g} s.",
+                hint=self._last_reason or None,
+            ) from None
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def state(self) -> State:
+        """`connecting` at first, `live`, `offline` after a loss, `replaying` until every view is current."""
+        return self._state
+
+    @property
+    def client_id(self) -> str:
+        """The id that the API issued; keep it to be the same client next time."""
+        return self._session.client_id
+
+    @property
+    def cursor(self) -> str | None:
+        """Everything up to here has been received."""
+        return self._session.cursor
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the client has stopped for good; None while it runs."""
+        return self._error
+
+    def on_state(self, callback: Callable[[State], object]) -> None:
+        """Call `callback` with every new state."""
+        self._state_callbacks.append(callback)
+
+    async def wait_stopped(self) -> None:
+        """Return when the client is closed. Raises the error if the platform told it to stop."""
+        await asyncio.shield(self._stopped)
+        if self._error is not None and not isinstance(self._error, Closed):
+            raise self._error
+
+    async def subscribe(
+        self, table: str, where: Where | None = None, columns: Sequence[str] | None = None
+    ) -> View:
+        """A live view of a table's rows, complete when this returns; it survives reconnections.
+
+        `where`: column → value, or column → {operator: value} with eq ne lt lte gt gte in is_null, all ANDed.
+        `columns` None: all of them. Raises UnknownTable, UnknownColumn, BadFilter, LimitReached or
+        ServerRefused, or the error that stopped the client.
+        """
+        if self._error is not None or self._task is None:
+            raise self._error or Closed("The client is not connected: use it with `async with`.")
+        subscription = self._session.subscribe(table, where, list(columns) if columns is not None else None)
+        view = View(subscription, close=self._unsubscribe)
+        complete: asyncio.Future[None] = self._loop.create_future()
+        self._views[subscription] = view
+        self._pending[subscription] = complete
+        self._send()
+        try:
+            await complete
+        except BaseException:
+            await self._unsubscribe(view)
+            raise
+        finally:
+            self._pending.pop(subscription, None)
+        return view
+
+    async def close(self) -> None:
+        """Leave; views keep their last rows and end."""
+        self._stop(Closed())
+        tasks = [task for task in (self._task, self._renewing) if task is not None and not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _unsubscribe(self, view: View) -> None:
+        subscription = view.subscription
+        if self._views.pop(subscription, None) is None:
+            return
+        self._session.unsubscribe(subscription)
+        self._stalls.pop(subscription, None)
+        view.end(Closed())
+        self._send()
+        self._settle_state()
+
+    # The life of connections
+
+    async def _run(self) -> None:
+        attempt = 0
+        while self._error is None:
+            delay_s: float | None = None
+            try:
+                await self._connect_once()
+            except Exception as error:  # noqa: BLE001  `classify` sorts out which end the client
+                verdict = self._judge(error, attempt)
+                if verdict is None:
+                    return
+                self._last_reason = verdict.reason
+                self._log.info("connection lost", reason=verdict.reason)
+            lived_s = self._loop.time() - self._welcomed_at_s if self._welcomed_at_s is not None else 0.0
+            self._welcomed_at_s = None
+            if self._leave_at_s is not None:  # the server spreads its clients: keep to the moment it named
+                delay_s = max(0.0, self._leave_at_s - self._loop.time())
+                self._leave_at_s = None
+            attempt = 0 if lived_s >= SETTLED_S else attempt + 1
+            if self._first.done():
+                self._set_state("offline")
+            await asyncio.sleep(failures.backoff_s(max(0, attempt - 1)) if delay_s is None else delay_s)
+
+    def _judge(self, error: Exception, attempt: int) -> Lost | None:
+        """What to do about a failed connection; None if the client has stopped."""
+        verdict = failures.classify(error, self._complaint)
+        connected_before = self._first.done()
+        if connected_before and (
+            isinstance(verdict, TokenCallbackFailed)
+            or (isinstance(verdict, ProtocolBroken) and attempt < _BROKEN_IN_A_ROW)
+        ):
+            verdict = Lost(str(verdict))
+        if isinstance(verdict, Lost) and verdict.stale_token:
+            final = self._credentials.fresh and self._welcomed_at_s is None
+            self._credentials.reject()
+            if final:
+                verdict = error if isinstance(error, TokenRefused) else TokenRefused()
+        if isinstance(verdict, Lost):
+            return verdict
+        self._stop(verdict)
+        return None
+
+    async def _connect_once(self) -> None:
+        self._complaint = None
+        token = await self._credentials.current()
+        url = await self._rest.endpoint(token)
+        if not self._session.client_id:
+            self._session.client_id = await self._rest.register(
+                token, name=self._name, platform=self._platform
+            )
+        socket = await open_socket(
+            url, token=token, ssl_context=self._ssl_context, max_frame_bytes=self._max_frame_bytes
+        )
+        self._link = Link(self._session, socket, self._act)
+        try:
+            await self._link.carry()
+        finally:
+            self._link = None
+            for timer in self._timers:
+                timer.cancel()
+            self._timers.clear()
+
+    def _act(self, action: Action) -> None:
+        if isinstance(action, Changed):
+            self._views[action.subscription].deliver(action.events)
+        elif isinstance(action, Completed):
+            self._completed(action)
+        elif isinstance(action, Failed):
+            self._failed(action)
+        elif isinstance(action, Stalled):
+            self._stalled(action)
+        elif isinstance(action, Welcomed):
+            self._welcomed(action)
+        elif isinstance(action, Beat):
+            self._beat(action)
+        elif isinstance(action, Leaving):
+            self._leave_at_s = self._loop.time() + action.reconnect_in_s
+            self._later(action.reconnect_in_s, self._leave)
+        else:
+            self._complaint = action.error
+
+    def _welcomed(self, action: Welcomed) -> None:
+        self._welcomed_at_s = self._loop.time()
+        self._heartbeat_s = action.frame.heartbeat_s
+        if self._first.done():
+            self._set_state("replaying")
+            self._settle_state()
+        else:
+            self._first.set_result(None)
+            self._set_state("live")
+
+    def _completed(self, action: Completed) -> None:
+        self._stalls.pop(action.subscription, None)
+        self._views[action.subscription].deliver(action.events)
+        waiting = self._pending.get(action.subscription)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        self._settle_state()
+
+    def _failed(self, action: Failed) -> None:
+        self._stalls.pop(action.subscription, None)
+        self._views.pop(action.subscription).end(action.error)
+        waiting = self._pending.get(action.subscription)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(action.error)
+        self._settle_state()
+
+    def _stalled(self, action: Stalled) -> None:
+        tries = self._stalls.get(action.subscription, 0)
+        self._stalls[action.subscription] = tries + 1
+        self._log.info("view stalled", table=action.subscription.table, reason=str(action.error))
+        self._later(failures.backoff_s(tries), lambda: self._renew(action.subscription))
+
+    def _renew(self, subscription: Subscription) -> None:
+        if subscription in self._stalls:
+            self._session.renew(subscription)
+            self._send()
+
+    def _beat(self, action: Beat) -> None:
+        soon = action.frame.token_expires_in < max(TOKEN_MARGIN_S, 2.5 * self._heartbeat_s)
+        if soon and self._credentials.renewable and (self._renewing is None or self._renewing.done()):
+            self._renewing = self._loop.create_task(self._renew_token())
+
+    async def _renew_token(self) -> None:
+        try:
+            token = await self._credentials.renew()
+        except (
+            CloudSyncError
+        ) as error:  # the next heartbeat tries again; at worst the server closes with 4001
+            self._log.warning("token not renewed", reason=str(error))
+            return
+        self._session.authenticate(token)
+        self._send()
+
+    def _leave(self) -> None:
+        if self._link is not None:
+            self._link.leave()
+
+    def _send(self) -> None:
+        if self._link is not None:
+            self._link.wake()
+
+    def _later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call back unless the connection is lost before."""
+        self._timers.add(self._loop.call_later(delay_s, callback))
+
+    # States
+
+    def _stop(self, error: Exception) -> None:
+        if self._error is not None:
+            return
+        self._error = error
+        for view in self._views.values():
+            view.end(error)
+        for waiting in self._pending.values():
+            if not waiting.done():
+                waiting.set_exception(error)
+        if self._task is not None:
+            if not self._first.done():
+                self._first.set_exception(error)
+            self._stopped.set_result(None)
+        self._set_state("offline")
+
+    def _settle_state(self) -> None:
+        if self._state == "replaying" and self._session.caught_up:
+            self._set_state("live")
+
+    def _set_state(self, state: State) -> None:
+        if state == self._state:
+            return
+        self._state = state
+        for callback in self._state_callbacks:
+            try:
+                callback(state)
+            except Exception as error:  # noqa: BLE001  the application's error must not stop the client
+                self._loop.call_exception_handler({"message": "a state callback failed", "exception": error})
+
+
+def connect(url: str, *, token: str | TokenCallback, client_id: str | None = None, **options: Any) -> Client:
+    """A client of the API at `url`, to be entered with `async with`; `options` are those of Client.
+
+    `token`: a JWT, or a function (sync or async) that makes one whenever one is needed. Without a `client_id`
+    one is registered. Entering raises Unreachable, TokenRefused, ClientRefused, or what else the API refuses.
+    """
+    return Client(url, token=token, client_id=client_id, **options)

@@ -1,0 +1,113 @@
+"""The server's frames as a client reads them."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any, Final, get_args
+
+import msgspec
+
+from cloudsync.client.errors import ProtocolBroken
+from cloudsync.protocol.messages import (
+    Draining,
+    Error,
+    Heartbeat,
+    Subscribed,
+    SubscriptionChanged,
+    SubscriptionReset,
+    Welcome,
+)
+
+
+class Times(msgspec.Struct, frozen=True, gc=False):
+    """When an event passed each stage, microseconds since 1970 by the servers' clocks; 0 where unknown."""
+
+    commit: int = 0
+    feed: int = 0
+    route: int = 0
+
+
+class _Data(msgspec.Struct, tag_field="type", kw_only=True):
+    key: dict[str, Any]
+    version: int
+    n: int = 0
+    sub: list[str] = []
+    sent: int = 0
+    table: str = ""
+    by: dict[str, Any] | None = None
+    at: str | None = None
+    id: str | None = None
+    tx: str | None = None
+    times: Times | None = None
+
+
+class DataCreate(_Data, tag="data.create"):
+    row: dict[str, Any]
+    revisions: dict[str, int] | None = None
+
+
+class DataUpdate(_Data, tag="data.update"):
+    prev_version: int
+    changes: dict[str, Any]
+    text: dict[str, Any] | None = None
+
+
+class DataDelete(_Data, tag="data.delete"):
+    pass
+
+
+Data = DataCreate | DataUpdate | DataDelete
+
+
+class SyncBatch(msgspec.Struct, tag_field="type", tag="sync.batch"):
+    events: list[Data]
+    n: int = 0
+    sub: list[str] = []
+    sent: int = 0
+    snapshot: bool = False
+    last: bool = False
+
+
+Frame = (
+    Data
+    | SyncBatch
+    | Welcome
+    | Subscribed
+    | SubscriptionReset
+    | SubscriptionChanged
+    | Heartbeat
+    | Draining
+    | Error
+)
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+def _number(text: str) -> float | Decimal:
+    value = float(text)
+    return value if math.isfinite(value) else Decimal(text)  # jsonb may hold 1e400
+
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Frame, float_hook=_number)
+_typed = msgspec.json.Decoder(_Typed)
+_KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Frame))
+
+
+def decode(data: bytes) -> Frame | None:
+    """One frame; None if this client does not know its type (newer servers). Raises ProtocolBroken."""
+    try:
+        frame: Frame = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        try:
+            kind = _typed.decode(data).type
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            raise ProtocolBroken("The server sent something that is not a frame.") from None
+        if kind not in _KNOWN:
+            return None
+        raise ProtocolBroken(
+            f"The server sent a {kind!r} frame that this client cannot read: {error}."
+        ) from None
+    return frame

@@ -1,0 +1,83 @@
+"""Carries a session over one socket: reads, writes, and acknowledges in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, Never
+
+from websockets.asyncio.client import ClientConnection
+
+from cloudsync.client.actions import Action
+from cloudsync.client.session import Session
+
+WELCOME_TIMEOUT_S: Final = 10.0
+
+
+class Link:
+    """One connection of a session, from greeting to loss. `act` is called with every action."""
+
+    def __init__(self, session: Session, socket: ClientConnection, act: Callable[[Action], None]) -> None:
+        self._session = session
+        self._socket = socket
+        self._act = act
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """The session has something to send."""
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Close from this side; `carry` then ends as with any other close."""
+        if self._closing is None:
+            self._closing = self._loop.create_task(self._socket.close())
+
+    async def carry(self) -> Never:
+        """Run until the connection ends. Raises ConnectionClosed, TimeoutError or ProtocolBroken."""
+        session, socket = self._session, self._socket
+        session.opened()
+        self._wake.set()
+        writer = self._loop.create_task(self._write(), name="cloudsync client writer")
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                while not session.welcomed:
+                    self._take(await socket.recv(decode=False))
+            while True:
+                self._take(await socket.recv(decode=False))
+        finally:
+            session.lost()
+            if self._ack_timer is not None:
+                self._ack_timer.cancel()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            await socket.close()
+
+    async def _write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            frames = self._session.outgoing.copy()
+            self._session.outgoing.clear()
+            for frame in frames:
+                await self._socket.send(frame, text=True)
+
+    def _take(self, data: bytes) -> None:
+        for action in self._session.receive(data, now_s=self._loop.time(), wall_us=time.time_ns() // 1000):
+            self._act(action)
+        self._follow_up()
+
+    def _ack_due(self) -> None:
+        self._ack_timer = None
+        self._session.tick(self._loop.time())
+        self._follow_up()
+
+    def _follow_up(self) -> None:
+        if self._session.outgoing:
+            self._wake.set()
+        # A timer that comes too early (the acknowledgement went out by count) looks again and is set anew.
+        if self._session.deadline_s is not None and self._ack_timer is None:
+            self._ack_timer = self._loop.call_at(self._session.deadline_s, self._ack_due)

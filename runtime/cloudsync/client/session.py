@@ -1,0 +1,273 @@
+"""The client's side of the protocol, without I/O: frames in, frames and actions out.
+
+A `Session` outlives its connections. Per connection: `opened`, any number of `receive` and `tick`, `lost`.
+After each call, what is in `outgoing` is to be sent, and `deadline` is when `tick` is due.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudsync.client import errors
+from cloudsync.client.actions import (
+    Action,
+    Beat,
+    Changed,
+    Complaint,
+    Completed,
+    Failed,
+    Leaving,
+    Stalled,
+    Welcomed,
+)
+from cloudsync.client.frames import Data, SyncBatch, decode
+from cloudsync.client.subscription import Subscription
+from cloudsync.protocol.messages import (
+    Ack,
+    Auth,
+    ClientFrame,
+    Draining,
+    Error,
+    Heartbeat,
+    HeldSubscription,
+    Hello,
+    Mode,
+    Refetch,
+    Subscribe,
+    Subscribed,
+    SubscriptionReset,
+    Unsubscribe,
+    Welcome,
+    Where,
+    encode,
+)
+
+ACK_FRAMES: Final = 32
+ACK_BYTES: Final = 128 * 1024
+ACK_DELAY_S: Final = 0.05
+# An established subscription survives these: it is subscribed anew, under another id.
+_PASSING: Final = frozenset(
+    (
+        "unavailable",
+        "internal",
+        "limit_reached",
+        "not_supported",
+        "unknown_subscription",
+        "duplicate_subscription",
+    )
+)
+
+
+class Session:
+    """What a client holds and has promised, across connections."""
+
+    def __init__(self, *, sdk: str = "") -> None:
+        self.client_id = ""
+        self.cursor: str | None = None
+        self.welcomed = False
+        self.outgoing: list[bytes] = []
+        self.subscriptions: dict[str, Subscription] = {}
+        self._sdk = sdk
+        self._next_id = 0
+        self._received = 0
+        self._acked = 0
+        self._unacked_bytes = 0
+        self._ack_due_s: float | None = None
+
+    # The connection
+
+    def opened(self) -> None:
+        """A new connection stands: greet."""
+        self.outgoing.clear()
+        self.welcomed = False
+        self._received = self._acked = self._unacked_bytes = 0
+        self._ack_due_s = None
+        held = [
+            HeldSubscription(s.id, s.table, s.where, s.columns, s.mode)
+            for s in self.subscriptions.values()
+            if s.state == "held"
+        ]
+        self._send(Hello(self.client_id, self.cursor, held, self._sdk))
+
+    def lost(self) -> None:
+        """The connection is gone; rows are kept."""
+        self.outgoing.clear()
+        self.welcomed = False
+        self._ack_due_s = None
+        for subscription in self.subscriptions.values():
+            subscription.staging = None
+            subscription.state = "held" if subscription.state in ("live", "held") else "new"
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every view is live."""
+        return self.welcomed and all(s.state == "live" for s in self.subscriptions.values())
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the next acknowledgement is due, on the clock given to `receive`."""
+        return self._ack_due_s
+
+    def tick(self, now_s: float) -> None:
+        if self._ack_due_s is not None and now_s >= self._ack_due_s:
+            self._acknowledge()
+
+    # What the application asks for
+
+    def subscribe(
+        self, table: str, where: Where | None, columns: list[str] | None, mode: Mode = "every"
+    ) -> Subscription:
+        subscription = Subscription(self._fresh_id(), table, where, columns, mode)
+        self.subscriptions[subscription.id] = subscription
+        if self.welcomed:
+            self._ask(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        if self.subscriptions.pop(subscription.id, None) is None:
+            return
+        if self.welcomed and subscription.state != "new":
+            self._send(Unsubscribe(subscription.id))
+        subscription.state = "ended"
+
+    def renew(self, subscription: Subscription) -> None:
+        """Subscribe anew what stalled; its rows stay until the new snapshot is complete."""
+        if self.subscriptions.get(subscription.id) is not subscription or subscription.state == "new":
+            return
+        del self.subscriptions[subscription.id]
+        if self.welcomed:
+            self._send(Unsubscribe(subscription.id))
+        subscription.id = self._fresh_id()
+        subscription.staging = None
+        subscription.state = "new"
+        self.subscriptions[subscription.id] = subscription
+        if self.welcomed:
+            self._ask(subscription)
+
+    def authenticate(self, token: str) -> None:
+        """Replace the token of the live connection."""
+        if self.welcomed:
+            self._send(Auth(token))
+
+    # What the server says
+
+    def receive(self, data: bytes, *, now_s: float, wall_us: int = 0) -> list[Action]:
+        """Take one frame in. Raises ProtocolBroken: then the connection is of no more use."""
+        frame = decode(data)
+        if frame is None:
+            return []
+        if isinstance(frame, SyncBatch | Data):
+            if not self._count(frame.n, len(data), now_s):
+                return []
+            return self._data(frame, wall_us)
+        if isinstance(frame, Heartbeat):
+            self.cursor = frame.cursor or self.cursor
+            return [Beat(frame)]
+        if isinstance(frame, Welcome):
+            return self._welcome(frame)
+        if isinstance(frame, Draining):
+            return [Leaving(frame.reconnect_in_ms / 1000)]
+        if isinstance(frame, Error):
+            return self._error(frame)
+        subscription = self.subscriptions.get(frame.id if isinstance(frame, Subscribed) else frame.sub)
+        if subscription is None:
+            return []  # unsubscribed meanwhile
+        if isinstance(frame, Subscribed):
+            subscription.count = frame.count
+            subscription.begin_snapshot(frame.schema)
+        elif isinstance(frame, SubscriptionReset):
+            if subscription.schema is not None:
+                subscription.begin_snapshot(subscription.schema)
+        else:
+            subscription.mode = frame.mode or subscription.mode
+            if frame.schema is not None:
+                subscription.change_schema(frame.schema)
+        return []
+
+    def _welcome(self, frame: Welcome) -> list[Action]:
+        self.welcomed = True
+        self.cursor = frame.cursor or self.cursor
+        kept = frame.resumed in ("replay", "differential")
+        for subscription in list(self.subscriptions.values()):
+            if kept and subscription.state == "held":
+                subscription.state = "live"
+                subscription.replica.ask_again()
+                self._refetch(subscription)
+            else:
+                self._ask(subscription)
+        return [Welcomed(frame)]
+
+    def _data(self, frame: SyncBatch | Data, wall_us: int) -> list[Action]:
+        actions: list[Action] = []
+        for id_ in frame.sub:
+            subscription = self.subscriptions.get(id_)
+            if subscription is None or subscription.state not in ("snapshot", "live"):
+                continue
+            events = frame.events if isinstance(frame, SyncBatch) else (frame,)
+            changed = subscription.apply(events, sent_us=frame.sent, received_us=wall_us)
+            if changed is not None:
+                actions.append(Changed(subscription, changed))
+            if isinstance(frame, SyncBatch) and frame.last and subscription.state == "snapshot":
+                actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
+            self._refetch(subscription)
+        return actions
+
+    def _error(self, frame: Error) -> list[Action]:
+        error = errors.from_code(frame.code, frame.message)
+        if frame.ref is None:
+            return [Complaint(error)]
+        subscription = self.subscriptions.get(frame.ref)
+        if subscription is None:
+            return []
+        if subscription.complete and frame.code in _PASSING:
+            return [Stalled(subscription, error)]
+        del self.subscriptions[subscription.id]
+        subscription.state = "ended"
+        return [Failed(subscription, error)]
+
+    # Sending
+
+    def _ask(self, subscription: Subscription) -> None:
+        subscription.state = "asked"
+        self._send(
+            Subscribe(
+                subscription.id,
+                subscription.table,
+                subscription.where,
+                subscription.columns,
+                mode=subscription.mode,
+            )
+        )
+
+    def _refetch(self, subscription: Subscription) -> None:
+        if subscription.state == "live":  # a snapshot that is still arriving brings the row by itself
+            for key in subscription.replica.refetches():
+                self._send(Refetch(subscription.id, key))
+
+    def _count(self, n: int, size_bytes: int, now_s: float) -> bool:
+        """Whether delivery `n` is new; acknowledges in time."""
+        if n <= self._received:
+            self._acknowledge()  # sent again: the server has not seen the last one
+            return False
+        if n != self._received + 1:
+            raise errors.ProtocolBroken(f"Delivery {self._received + 1} is missing: {n} came instead.")
+        self._received = n
+        self._unacked_bytes += size_bytes
+        if self._received - self._acked >= ACK_FRAMES or self._unacked_bytes >= ACK_BYTES:
+            self._acknowledge()
+        elif self._ack_due_s is None:
+            self._ack_due_s = now_s + ACK_DELAY_S
+        return True
+
+    def _acknowledge(self) -> None:
+        self._acked = self._received
+        self._unacked_bytes = 0
+        self._ack_due_s = None
+        self._send(Ack(self._received))
+
+    def _send(self, frame: ClientFrame) -> None:
+        self.outgoing.append(encode(frame))
+
+    def _fresh_id(self) -> str:
+        self._next_id += 1
+        return f"s{self._next_id}"

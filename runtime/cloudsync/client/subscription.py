@@ -1,0 +1,143 @@
+"""One subscription as the client holds it: its rows, the snapshot that is arriving, the events it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from cloudsync.client.frames import Data, Times
+from cloudsync.client.replica import Applied, Key, Operation, Replica, Row
+from cloudsync.protocol.messages import Mode, TableSchema, Where
+
+
+class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of one row in a view. Clocks are microseconds since 1970.
+
+    `row` is the row after the change (None for a delete), `changes` the new values of an update. `resync`
+    marks a difference found when the view was rebuilt from a new snapshot: it has no times of its own.
+    """
+
+    op: Operation
+    key: Key
+    row: Row | None
+    changes: Row
+    version: int
+    table: str
+    by: dict[str, Any] | None = None
+    at: str | None = None
+    id: str | None = None
+    tx: str | None = None
+    times: Times | None = None
+    sent_us: int = 0
+    received_us: int = 0
+    resync: bool = False
+
+    @property
+    def latency_ms(self) -> float | None:
+        """From the commit to this client, across two clocks; None where the commit's time is not known."""
+        if self.times is None or not self.times.commit or not self.received_us:
+            return None
+        return (self.received_us - self.times.commit) / 1000
+
+
+class Subscription:
+    """One subscription and the rows it has brought; `observed` while somebody wants its events.
+
+    States: `new` (to be asked for), `asked`, `snapshot` (it is arriving), `live`, `held` (the connection was
+    lost while live), `ended`.
+    """
+
+    __slots__ = (
+        "columns",
+        "complete",
+        "count",
+        "id",
+        "mode",
+        "observed",
+        "replica",
+        "schema",
+        "staging",
+        "state",
+        "table",
+        "where",
+    )
+
+    def __init__(
+        self, id_: str, table: str, where: Where | None, columns: list[str] | None, mode: Mode
+    ) -> None:
+        self.id = id_
+        self.table = table
+        self.where = where
+        self.columns = columns
+        self.mode: Mode = mode
+        self.schema: TableSchema | None = None
+        self.count: int | None = None
+        self.replica = Replica()
+        self.staging: Replica | None = None
+        self.state: Literal["new", "asked", "snapshot", "live", "held", "ended"] = "new"
+        self.complete = False
+        self.observed = False
+
+    def begin_snapshot(self, schema: TableSchema) -> None:
+        """A snapshot follows: beside the rows held, if there are any, so that readers see no hole."""
+        self.state = "snapshot"
+        self.schema = schema
+        if self.complete or self.replica.rows:
+            self.staging = Replica(schema.key)
+        else:
+            self.replica.replace(Replica(schema.key))
+
+    def apply(self, events: Iterable[Data], *, sent_us: int, received_us: int) -> list[ChangeEvent] | None:
+        """Take events in, in order. None if what readers see is as before."""
+        target = self.staging or self.replica
+        observed = self.observed and self.complete and self.staging is None
+        changed = False
+        found: list[ChangeEvent] = []
+        for event in events:
+            applied = target.apply(event)
+            if applied is None:
+                continue
+            changed = True
+            if observed:
+                found.append(self._event(applied, event, sent_us or event.sent, received_us))
+        return found if changed and self.staging is None else None
+
+    def finish_snapshot(self, *, received_us: int) -> list[ChangeEvent]:
+        """Show the snapshot that has arrived; its differences from the rows that were held."""
+        events: list[ChangeEvent] = []
+        if self.staging is not None:
+            differences = self.replica.replace(self.staging)
+            if self.complete and self.observed:
+                events = [self._event(applied, None, 0, received_us) for applied in differences]
+        self.staging = None
+        self.state = "live"
+        self.complete = True
+        return events
+
+    def change_schema(self, schema: TableSchema) -> None:
+        """Columns came or went: those that went leave the rows, too."""
+        self.schema = schema
+        names = {column.name for column in schema.columns}
+        self.replica.keep_columns(names)
+        if self.staging is not None:
+            self.staging.keep_columns(names)
+
+    def _event(self, applied: Applied, cause: Data | None, sent_us: int, received_us: int) -> ChangeEvent:
+        return ChangeEvent(
+            op=applied.op,
+            key=applied.key,
+            row=applied.row,
+            changes=applied.changes,
+            version=applied.version,
+            table=self.schema.table if self.schema else self.table,
+            by=cause.by if cause else None,
+            at=cause.at if cause else None,
+            id=cause.id if cause else None,
+            tx=cause.tx if cause else None,
+            times=cause.times if cause else None,
+            sent_us=sent_us,
+            received_us=received_us,
+            resync=cause is None,
+        )
