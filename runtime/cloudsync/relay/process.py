@@ -7,7 +7,6 @@ import contextlib
 import secrets
 import signal
 import time
-from collections.abc import Coroutine
 from typing import Any, Final
 
 import psycopg
@@ -23,6 +22,7 @@ from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.feed import FeedWriter, TailMismatch
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_channel, epoch_key
 from cloudsync.keyring import Keyring
+from cloudsync.lifetime import until_one_fails
 from cloudsync.relay import state as relay_state
 from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.wal import SlotInUse, SlotLost, SlotStream, StreamEnded
@@ -112,7 +112,7 @@ class Relay:
                 batch_bytes=settings.relay_batch_bytes,
             )
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
-            await _until_one_fails(
+            await until_one_fails(
                 self._publish(publisher, feeds, state),
                 self._upkeep(publisher, feeds, state, upkeep_database, stream),
             )
@@ -180,19 +180,6 @@ class Relay:
                 raise TailMismatch(-1, ORIGIN, ORIGIN)
             await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=self._settings.feed_budget_bytes)
             await asyncio.sleep(_UPKEEP_EVERY_S)
-
-
-async def _until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run endless coroutines side by side; the first error ends them all and is raised."""
-    tasks = [asyncio.create_task(c) for c in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run(settings: Settings) -> None:

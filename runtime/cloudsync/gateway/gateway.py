@@ -1,0 +1,323 @@
+"""The gateway's life with Redis and PostgreSQL: registration, the delivery stream, watermark, heartbeats.
+
+Sockets stay open whatever Redis does: while it is away connections say `degraded`, and when it is back the
+stream goes on where it was. Only when the gateway has lost its place (a gap, having been reaped, a new
+epoch) are its clients sent to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from cloudsync import logs
+from cloudsync.errors import SealBroken
+from cloudsync.feeds.connection import connect_async, text_of
+from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
+from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.hub import Hub
+from cloudsync.gateway.stream import DeliveryStream, Gap
+from cloudsync.gateway.subscriptions import Subscriptions
+from cloudsync.gateway.watermark import Watermark, read_watermark
+from cloudsync.keyring import Keyring
+from cloudsync.lifetime import until_one_fails
+from cloudsync.protocol.codes import Close
+from cloudsync.protocol.messages import Draining, Error, Heartbeat
+from cloudsync.registry.connections import ConnectionRegistry
+from cloudsync.registry.gateways import GatewayRegistration
+from cloudsync.registry.topics import TopicDirectory
+from cloudsync.settings import Settings
+from cloudsync.sync.cursor import Cursor, seal_cursor
+from cloudsync.sync.snapshot import SESSION_OPTIONS
+
+_RETRY_S: Final = 0.5
+_UPKEEP_EVERY_S: Final = 1.0
+_MOVED_HEARTBEAT_S: Final = 5.0
+_REGISTRY_EVERY_S: Final = 0.2
+_DRAIN_SPREAD_MS: Final = 3000
+
+_log = logs.get("gateway")
+
+
+class Lost(Exception):
+    """This gateway was reaped, or Redis began a new epoch."""
+
+
+class Gateway:
+    """One gateway process: its connections, its place in the registry, its stream."""
+
+    def __init__(self, settings: Settings, keyring: Keyring, gateway_id: str) -> None:
+        self.settings = settings
+        self.keyring = keyring
+        self.gateway_id = gateway_id
+        self.connections: set[Connection] = set()
+        self.users: dict[tuple[str, str], int] = {}
+        self.draining = False
+        self.degraded = False
+        self.hub = Hub(
+            realtime_limit=settings.realtime_limit,
+            batch_bytes=settings.batch_bytes,
+            hold_bytes=settings.backlog_bytes,
+        )
+        self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            settings.postgres_url,
+            min_size=1,
+            max_size=settings.snapshots_at_once + 4,
+            open=False,
+            kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
+        )
+        self.subscriptions = Subscriptions(settings=settings, keyring=keyring, hub=self.hub, pool=self.pool)
+        self.registry: ConnectionRegistry | None = None
+        self.keys: Keys | None = None
+        self.cursor: str | None = None
+        self._stream: DeliveryStream | None = None
+        self._registration: GatewayRegistration | None = None
+        self._canary_at_s: float | None = None
+        self._redis = connect_async(settings.redis_events_url)
+        self._blocking = connect_async(settings.redis_events_url)
+
+    async def run(self) -> None:
+        """Serve until cancelled; repairs its place in the registry as often as it is lost."""
+        await self.pool.open()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_registered())
+                tasks.create_task(self._tend_connections())
+                tasks.create_task(self._watch_revocations())
+        finally:
+            await self.subscriptions.stop()
+            if self._registration is not None:
+                with contextlib.suppress(RedisError, OSError, TimeoutError):
+                    await asyncio.wait_for(self._registration.leave(), 2)
+            await self._redis.aclose()
+            await self._blocking.aclose()
+            await self.pool.close(1)
+
+    @property
+    def lag_ms(self) -> int:
+        return self._stream.lag_ms if self._stream else 0
+
+    async def ready(self) -> str | None:
+        """None if all that this gateway stands on works, else a sentence.
+
+        The canary really travels through Redis, on the way that deliveries take.
+        """
+        if self.draining:
+            return "The gateway is draining."
+        if self._stream is None:
+            return "The gateway is not registered in Redis."
+        fresh_s = self.settings.canary_interval_s * 3
+        if self._canary_at_s is None or time.monotonic() - self._canary_at_s > fresh_s:
+            return "The canary did not come back through Redis."
+        try:
+            async with asyncio.timeout(2), self.pool.connection(timeout=2) as connection:
+                await connection.execute("SELECT 1")
+        except (psycopg.Error, PoolTimeout, TimeoutError):
+            return "PostgreSQL does not answer."
+        return None
+
+    def joined(self, connection: Connection) -> None:
+        """A hello was accepted."""
+        principal, client_id = connection.principal, connection.client_id
+        if principal is not None and client_id is not None and self.registry is not None:
+            self.registry.connected(principal, client_id)
+
+    def left(self, connection: Connection) -> None:
+        """The connection ended, whyever."""
+        connection.gone()
+        self.connections.discard(connection)
+        self.subscriptions.forget(connection)
+        principal, client_id = connection.principal, connection.client_id
+        if principal is None:
+            return
+        place = (principal.tenant, principal.user)
+        self.users[place] -= 1
+        if not self.users[place]:
+            del self.users[place]
+        if client_id is not None and self.registry is not None:
+            self.registry.disconnected(principal, client_id)
+
+    async def drain(self) -> None:
+        """Send every client elsewhere: told first, each with a delay of its own, then closed in batches."""
+        self.draining = True
+        leaving = list(self.connections)
+        for start in range(0, len(leaving), 200):
+            for connection in leaving[start : start + 200]:
+                if connection.live:
+                    connection.control(Draining(random.randrange(_DRAIN_SPREAD_MS)))  # noqa: S311 - jitter
+                connection.close(Close.DRAINING)
+            await asyncio.sleep(0)
+
+    # Registration
+
+    async def _keep_registered(self) -> None:
+        first = True
+        while True:
+            try:
+                await self._session(first)
+            except (RedisError, OSError, psycopg.Error, PoolTimeout) as error:
+                if not self.degraded:
+                    _log.warning("degraded", reason=type(error).__name__, detail=str(error)[:200])
+                self.degraded = True
+            except (Gap, Lost, SealBroken) as error:
+                _log.warning(
+                    "lost its place: clients come back", reason=type(error).__name__, detail=str(error)
+                )
+                self._send_everyone_back()
+                continue
+            first = False
+            await asyncio.sleep(_RETRY_S)
+
+    async def _session(self, first: bool) -> None:
+        """Register (or go on, if the place is still ours), then read the stream until something breaks."""
+        if self._stream is None or self._registration is None or self.keys is None:
+            keys = await self._current_keys()
+            if keys is None:
+                if first:
+                    _log.info("waiting for the relay to begin")
+                return
+            await self._register(keys)
+        elif await self._current_keys() != self.keys or not await self._registration.beat():
+            raise Lost("reaped, or a new epoch began")
+        self.degraded = False
+        assert self._stream is not None  # noqa: S101 - registered above
+        await until_one_fails(
+            self._stream.run(), self._upkeep(self._stream), self._canary(self._stream), self._write_registry()
+        )
+
+    async def _current_keys(self) -> Keys | None:
+        async with self.pool.connection(timeout=5) as connection:
+            cursor = await connection.execute("SELECT database_id FROM cloudsync.relay_state")
+            row = await cursor.fetchone()
+        if row is None:
+            return None
+        epoch = text_of(await self._redis.get(epoch_key(row[0])))
+        return Keys(row[0], epoch) if epoch else None
+
+    async def _register(self, keys: Keys) -> None:
+        await self.subscriptions.load_catalog()
+        registration = GatewayRegistration(self._redis, keys, self.gateway_id)
+        await registration.register()
+        self.keys = keys
+        self._registration = registration
+        self._stream = DeliveryStream(
+            self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event
+        )
+        self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
+        self.subscriptions.directory = TopicDirectory(self._redis, keys, self.keyring, self.gateway_id)
+        await self.subscriptions.register_all()
+        _log.info("registered", gateway=self.gateway_id, database=keys.database_id, epoch=keys.epoch)
+
+    def _send_everyone_back(self) -> None:
+        """What these clients have been sent can no longer be shown to be complete."""
+        self._stream = None
+        self._registration = None
+        self.subscriptions.directory = None
+        self.cursor = None
+        for connection in list(self.connections):
+            if connection.live:
+                connection.close(
+                    Close.SERVER_ERROR, Error("unavailable", "The gateway lost its place; connect again.")
+                )
+
+    async def _upkeep(self, stream: DeliveryStream) -> None:
+        assert self._registration is not None  # noqa: S101 - a stream exists only when registered
+        assert self.keys is not None  # noqa: S101
+        while True:
+            if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
+                raise Lost("a new epoch began")
+            watermark = await read_watermark(self._redis, self.keys, stream)
+            if not await self._registration.beat():
+                raise Lost("reaped")
+            if watermark is not None:
+                self._set_cursor(watermark)
+            await asyncio.sleep(_UPKEEP_EVERY_S)
+
+    def _set_cursor(self, watermark: Watermark) -> None:
+        assert self.keys is not None  # noqa: S101 - as above
+        self.cursor = seal_cursor(
+            self.keyring,
+            Cursor(self.keys.database_id, self.keys.epoch, *watermark.position, watermark.horizon),
+        )
+
+    async def _canary(self, stream: DeliveryStream) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await stream.send_canary(self.settings.canary_interval_s)
+                self._canary_at_s = time.monotonic()
+            await asyncio.sleep(self.settings.canary_interval_s)
+
+    async def _write_registry(self) -> None:
+        while True:
+            if self.registry is not None:
+                await self.registry.flush()
+            await asyncio.sleep(_REGISTRY_EVERY_S)
+
+    # Connections
+
+    async def _tend_connections(self) -> None:
+        """Once a second: heartbeats that are due, tokens that ran out, hellos and acks that never came."""
+        while True:
+            await asyncio.sleep(_UPKEEP_EVERY_S)
+            now_s, wall_s = time.monotonic(), time.time()
+            for number, connection in enumerate(list(self.connections)):
+                self._tend(connection, now_s, wall_s)
+                if number % 500 == 499:
+                    await asyncio.sleep(0)
+
+    def _tend(self, connection: Connection, now_s: float, wall_s: float) -> None:
+        principal = connection.principal
+        if connection.close_code is not None:
+            return
+        if principal is None:
+            if now_s - connection.opened_s > self.settings.hello_timeout_s:
+                connection.close(Close.PROTOCOL_ERROR, Error("hello_expected", "No hello came in time."))
+            return
+        if wall_s > principal.expires_at + self.settings.jwt_leeway_s:
+            connection.close(Close.TOKEN_EXPIRED)
+            return
+        oldest_s = connection.window.oldest_sent_s()
+        if oldest_s is not None and now_s - oldest_s > self.settings.ack_timeout_s:
+            connection.close(Close.NO_ACK)
+            return
+        moved = self.cursor != connection.cursor_sent and connection.caught_up
+        due_s = connection.heartbeat_due_s
+        if moved:
+            due_s -= max(0.0, self.settings.heartbeat_s - _MOVED_HEARTBEAT_S)
+        if now_s < due_s:
+            return
+        if connection.caught_up:
+            connection.cursor_sent = self.cursor
+        connection.heartbeat_due_s = now_s + self.settings.heartbeat_s
+        expires_in = int(principal.expires_at - wall_s)
+        connection.control(Heartbeat(connection.cursor_sent, self.lag_ms, expires_in, self.degraded))
+
+    async def _watch_revocations(self) -> None:
+        while True:
+            client: Redis = connect_async(self.settings.redis_events_url)
+            try:
+                async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(REVOKED_CHANNEL)
+                    while True:
+                        message: Any = await pubsub.get_message(timeout=5)
+                        if message is not None:
+                            self._revoke(message["data"].decode())
+            except (RedisError, OSError):
+                await asyncio.sleep(_RETRY_S)
+            finally:
+                with contextlib.suppress(RedisError, OSError):
+                    await client.aclose()
+
+    def _revoke(self, client_id: str) -> None:
+        for connection in list(self.connections):
+            if connection.client_id == client_id:
+                connection.close(Close.CLIENT_REVOKED, Error("unknown_client", "This client was revoked."))

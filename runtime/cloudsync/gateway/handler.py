@@ -1,0 +1,242 @@
+"""One WebSocket from handshake to close: the ASGI side of the protocol's first steps and of each frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+from cloudsync import logs
+from cloudsync.errors import AccessError, ClientRefused, LimitReached, RequestError, TokenRefused
+from cloudsync.gateway.connection import Connection, Message
+from cloudsync.gateway.gateway import Gateway
+from cloudsync.protocol.codes import Close
+from cloudsync.protocol.messages import (
+    BEARER_PREFIX,
+    SUBPROTOCOL,
+    Ack,
+    AnyClientFrame,
+    Auth,
+    Error,
+    Hello,
+    Refetch,
+    Subscribe,
+    UnknownType,
+    Unsubscribe,
+    Welcome,
+    decode_client_frame,
+)
+from cloudsync.protocol.window import BadAck
+from cloudsync.registry import clients
+from cloudsync.tokens import Principal, TokenVerifier
+
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_BAD_FRAMES_ALLOWED = 10
+_log = logs.get("gateway")
+
+
+class WebSocketHandler:
+    """Serves `/ws/{cell}`."""
+
+    def __init__(self, gateway: Gateway, verifier: TokenVerifier) -> None:
+        self._gateway = gateway
+        self._verifier = verifier
+        settings = gateway.settings
+        self._limits = {
+            "window_frames": settings.window_frames,
+            "window_bytes": settings.window_bytes,
+            "subscriptions": settings.subscriptions_per_connection,
+            "inbound_frame_bytes": settings.inbound_frame_bytes,
+            "batch_bytes": settings.batch_bytes,
+        }
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await receive()  # websocket.connect
+        gateway = self._gateway
+        if gateway.draining:
+            await _refuse(send, 503)
+            return
+        if not self._serves(scope["path"]):
+            await _refuse(send, 404)
+            return
+        subprotocol, token = _offered(scope)
+        del scope
+        await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        connection = Connection(send, gateway.settings)
+        gateway.connections.add(connection)
+        try:
+            if await self._greet(connection, receive, token):
+                await self._converse(connection, receive)
+        except Exception:  # noqa: BLE001 - one connection's failure must not reach the others
+            _log.exception("connection failed")
+            connection.close(Close.SERVER_ERROR, Error("internal", "The server met an error of its own."))
+        finally:
+            gateway.left(connection)
+
+    def _serves(self, path: str) -> bool:
+        return path.rstrip("/") == f"/ws/{self._gateway.settings.cell}"
+
+    async def _greet(self, connection: Connection, receive: Receive, token: str) -> bool:
+        """Token, then hello, then client id: False if the connection was closed on the way."""
+        gateway = self._gateway
+        try:
+            principal = await self._verify(token)
+        except TokenRefused as error:
+            connection.close(Close.BAD_TOKEN, Error(error.code, str(error)))
+            return False
+        if len(gateway.connections) > gateway.settings.connections_per_gateway:
+            error_frame = Error("limit_reached", "This gateway has all the connections that it may have.")
+            connection.close(Close.TOO_MANY_CONNECTIONS, error_frame)
+            return False
+        text = await _next_text(receive, connection)
+        if text is None:
+            return False
+        try:
+            hello = decode_client_frame(text)
+            if not isinstance(hello, Hello):
+                raise RequestError("The first frame must be `hello`.")
+        except RequestError as error:
+            code = error.code if error.code == "bad_frame" else "hello_expected"
+            connection.close(Close.PROTOCOL_ERROR, Error(code, str(error)))
+            return False
+        try:
+            async with gateway.pool.connection(timeout=5) as database:
+                await clients.verify(database, principal, hello.client_id)
+        except ClientRefused as refusal:
+            connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
+            return False
+        except (psycopg.Error, PoolTimeout):
+            connection.close(
+                Close.SERVER_ERROR,
+                Error("unavailable", "The client id cannot be verified right now; try again."),
+            )
+            return False
+        if connection.close_code is not None:
+            return False
+        place = (principal.tenant, principal.user)
+        if gateway.users.get(place, 0) >= gateway.settings.connections_per_user:
+            message = f"A user may have {gateway.settings.connections_per_user} connections at most."
+            connection.close(Close.TOO_MANY_CONNECTIONS, Error(LimitReached.code, message))
+            return False
+        gateway.users[place] = gateway.users.get(place, 0) + 1
+        connection.principal = principal
+        connection.client_id = hello.client_id
+        gateway.joined(connection)
+        connection.cursor_sent = gateway.cursor
+        connection.control(
+            Welcome(
+                session=f"{id(connection):x}",
+                resumed="resync" if hello.cursor is not None else None,
+                cursor=gateway.cursor,
+                heartbeat_s=gateway.settings.heartbeat_s,
+                limits=self._limits,
+                server_time=datetime.now(UTC).isoformat(),
+            )
+        )
+        return True
+
+    async def _verify(self, token: str) -> Principal:
+        if self._verifier.blocking:
+            return await asyncio.to_thread(self._verifier.verify, token)
+        return self._verifier.verify(token)
+
+    async def _converse(self, connection: Connection, receive: Receive) -> None:
+        bad_frames = 0
+        while (text := await _next_text(receive, connection)) is not None:
+            try:
+                frame = decode_client_frame(text)
+                await self._answer(connection, frame)
+            except UnknownType as error:
+                connection.control(Error(error.code, str(error)))
+            except BadAck as error:
+                connection.close(Close.PROTOCOL_ERROR, Error(error.code, str(error)))
+            except AccessError as error:
+                connection.close(Close.BAD_TOKEN, Error(error.code, str(error)))
+            except RequestError as error:
+                connection.control(Error(error.code, str(error), _reference(text)))
+                bad_frames += error.code == "bad_frame"
+                if bad_frames > _BAD_FRAMES_ALLOWED:
+                    connection.close(Close.PROTOCOL_ERROR, Error("bad_frame", "Too many malformed frames."))
+
+    async def _answer(self, connection: Connection, frame: AnyClientFrame) -> None:
+        subscriptions = self._gateway.subscriptions
+        match frame:
+            case Ack(n=n):
+                connection.ack(n)
+            case Subscribe():
+                subscriptions.subscribe(connection, frame)
+            case Unsubscribe(id=subscription_id):
+                subscriptions.unsubscribe(connection, subscription_id)
+            case Refetch():
+                subscriptions.refetch(connection, frame)
+            case Auth(token=token):
+                await self._renew(connection, token)
+            case Hello():
+                raise RequestError("The hello was said already.")
+            case _:
+                raise NotSupported(
+                    f"`{type(frame).__struct_config__.tag}` is not supported by this server yet."
+                )
+
+    async def _renew(self, connection: Connection, token: str) -> None:
+        principal = await self._verify(token)
+        known = connection.principal
+        if known is None or (principal.tenant, principal.user) != (known.tenant, known.user):
+            raise TokenRefused("The new token is another user's.")
+        connection.principal = principal
+
+
+class NotSupported(RequestError):
+    """This server does not carry this out yet."""
+
+    code = "not_supported"
+
+
+def _offered(scope: Message) -> tuple[str | None, str]:
+    """The subprotocol to answer with, and the bearer token of the handshake."""
+    subprotocol = SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", ()) else None
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return subprotocol, value[7:].decode("latin-1").strip()
+    for offered in scope.get("subprotocols", ()):
+        if offered.startswith(BEARER_PREFIX):
+            return subprotocol, offered[len(BEARER_PREFIX) :]
+    return subprotocol, ""
+
+
+async def _next_text(receive: Receive, connection: Connection) -> str | None:
+    """The next text frame; None once the connection has ended."""
+    while connection.close_code is None:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        text = message.get("text")
+        if text is not None:
+            return str(text)
+        connection.close(Close.PROTOCOL_ERROR, Error("bad_frame", "Frames must be text."))
+    return None
+
+
+def _reference(text: str) -> str | None:
+    """The id of the request that failed, if it can be read."""
+    import msgspec
+
+    try:
+        content: Any = msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        return None
+    if not isinstance(content, dict):
+        return None
+    reference = content.get("id", content.get("sub"))
+    return str(reference)[:100] if isinstance(reference, (str, int)) else None
+
+
+async def _refuse(send: Send, status: int) -> None:
+    await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})

@@ -1,0 +1,130 @@
+"""The gateway process: FastAPI for health, the WebSocket handler beside it, uvicorn under both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from typing import Any
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from cloudsync import __version__, logs
+from cloudsync.errors import PortInUse
+from cloudsync.gateway.gateway import Gateway
+from cloudsync.gateway.handler import WebSocketHandler
+from cloudsync.keyring import Keyring
+from cloudsync.settings import Settings
+from cloudsync.tokens import TokenVerifier
+
+_log = logs.get("gateway")
+
+
+class Application:
+    """WebSockets go straight to their handler: what a framework keeps per request would stay with each."""
+
+    def __init__(self, gateway: Gateway, verifier: TokenVerifier) -> None:
+        self._http = _health(gateway)
+        self._websocket = WebSocketHandler(gateway, verifier)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            await self._http(scope, receive, send)
+
+
+def _health(gateway: Gateway) -> FastAPI:
+    app = FastAPI(
+        title="CloudSync gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
+    )
+
+    @app.get("/healthz")
+    async def healthz() -> JSONResponse:
+        """Alive and not draining; an outage of Redis or PostgreSQL must not replace the fleet."""
+        if gateway.draining:
+            return JSONResponse({"status": "draining"}, status_code=503)
+        return JSONResponse({"status": "ok", "connections": len(gateway.connections)})
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        problem = await gateway.ready()
+        if problem is not None:
+            return JSONResponse({"status": "not ready", "reason": problem}, status_code=503)
+        return JSONResponse({"status": "ready", "degraded": gateway.degraded})
+
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`, which drains first."""
+
+    def install_signal_handlers(self) -> None:
+        return
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Raises PortInUse."""
+    settings.require("postgres_url", "redis_events_url", "keyring_file")
+    assert settings.keyring_file is not None  # noqa: S101 - required above
+    listener = _listen(settings.gateway_host, settings.gateway_port)
+    gateway_id = settings.gateway_id or f"{socket.gethostname()}-{listener.getsockname()[1]}"
+    gateway = Gateway(settings, Keyring.load(settings.keyring_file), gateway_id)
+    server = _Server(
+        uvicorn.Config(
+            Application(gateway, TokenVerifier(settings)),
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            ws_max_size=settings.inbound_frame_bytes,
+            ws_ping_interval=20.0,
+            ws_ping_timeout=20.0,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    running = loop.create_task(gateway.run())
+    serving = loop.create_task(server.serve(sockets=[listener]))
+    asked = loop.create_task(stopping.wait())
+    await asyncio.wait({running, serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    await gateway.drain()
+    server.should_exit = True
+    await serving
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PortInUse(
+            f"The gateway cannot listen on {host}:{port}: {error.strerror}.",
+            hint="Set CLOUDSYNC_GATEWAY_PORT.",
+        ) from None
+    listener.listen(4096)
+    return listener
+
+
+def run(settings: Settings) -> None:
+    """Run the gateway until SIGTERM or SIGINT."""
+    logs.configure(level=settings.log_level, log_format=settings.log_format)
+    uvloop.run(serve(settings))

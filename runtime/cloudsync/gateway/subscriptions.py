@@ -1,0 +1,349 @@
+"""Subscribing, step by step, so that nothing falls between the snapshot and the live stream.
+
+(a) start holding what is routed; (b) register the topic, acknowledged by the Redis primary; (c) only then
+open the SQL snapshot, on the primary; (d) send it; (e) release what was routed since, leaving out what the
+snapshot has already shown. With the relay's rule (what is in a feed is visible to later snapshots) and the
+routers' order (feed first, registry second) there is neither a gap nor a repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from redis.exceptions import RedisError
+
+from cloudsync import logs
+from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
+from cloudsync.events import DROP, SCHEMA, ChangeEvent
+from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
+from cloudsync.keyring import Keyring
+from cloudsync.protocol.frames import Verdict, batches, project_text, single, snapshot_text
+from cloudsync.protocol.messages import (
+    Error,
+    Refetch,
+    Subscribe,
+    Subscribed,
+    SubscriptionChanged,
+    SubscriptionReset,
+)
+from cloudsync.registry.topics import TopicDirectory, make_topic
+from cloudsync.settings import Settings
+from cloudsync.sharding import key_text
+from cloudsync.sync.catalog import Catalog, CatalogTable
+from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
+from cloudsync.sync.where import canonical_columns, canonical_where
+
+_log = logs.get("gateway")
+
+
+class DuplicateSubscription(RequestError):
+    """A subscription with this id exists on this connection."""
+
+    code = "duplicate_subscription"
+
+
+class UnknownSubscription(RequestError):
+    """There is no subscription with this id on this connection."""
+
+    code = "unknown_subscription"
+
+
+class Subscriptions:
+    """Makes and ends the subscriptions of all connections of a gateway."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        keyring: Keyring,
+        hub: Hub,
+        pool: AsyncConnectionPool[AsyncConnection[Any]],
+    ) -> None:
+        self._settings = settings
+        self._keyring = keyring
+        self._hub = hub
+        self._pool = pool
+        self._catalog = Catalog()
+        self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.directory: TopicDirectory | None = None
+        """The registry of the current epoch; None while this gateway is not registered."""
+
+    async def load_catalog(self) -> None:
+        async with self._pool.connection(timeout=5) as connection:
+            await self._catalog.load(connection)
+
+    def subscribe(self, connection: Connection, request: Subscribe) -> None:
+        """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
+        if request.id in connection.subscriptions:
+            raise DuplicateSubscription
+        self._start(self._subscribe(connection, request))
+
+    def unsubscribe(self, connection: Connection, subscription_id: str) -> None:
+        subscription = connection.subscriptions.pop(subscription_id, None)
+        if subscription is None:
+            raise UnknownSubscription(
+                f"There is no subscription {subscription_id[:100]!r} on this connection."
+            )
+        self._remove(subscription)
+
+    def refetch(self, connection: Connection, request: Refetch) -> None:
+        subscription = connection.subscriptions.get(request.sub)
+        if subscription is None:
+            raise UnknownSubscription(f"There is no subscription {request.sub[:100]!r} on this connection.")
+        if set(request.key) != set(subscription.table.key):
+            raise RequestError(
+                f"The key of {subscription.table.name} is {', '.join(subscription.table.key)}."
+            )
+        self._start(self._refetch(subscription, request))
+
+    def forget(self, connection: Connection) -> None:
+        """The connection ended: give up its subscriptions."""
+        for subscription in connection.subscriptions.values():
+            self._remove(subscription)
+        connection.subscriptions.clear()
+
+    def table_event(self, event: ChangeEvent) -> None:
+        """A table was truncated, changed its columns, or is gone: what is subscribed to it starts over."""
+        self._start(self._table_event(event))
+
+    async def register_all(self) -> None:
+        """Tell a new registry (new epoch, or after having been reaped) all hosted topics."""
+        for hosted in list(self._hub.topics.values()):
+            hosted.registered = False
+            await self._register(hosted)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # The five steps
+
+    async def _subscribe(self, connection: Connection, request: Subscribe) -> None:
+        try:
+            table, subscription = await self._prepare(connection, request)
+        except (CloudSyncError, psycopg.Error, PoolTimeout) as error:
+            connection.control(_error(error, request.id))
+            return
+        connection.control(Subscribed(request.id, table.schema(subscription.columns)))
+        subscription.task = asyncio.current_task()
+        await self._establish(subscription, with_snapshot=request.snapshot)
+
+    async def _prepare(self, connection: Connection, request: Subscribe) -> tuple[CatalogTable, Subscription]:
+        if connection.principal is None or not connection.live:
+            raise RequestError("The connection is closing.")
+        if len(connection.subscriptions) >= self._settings.subscriptions_per_connection:
+            raise LimitReached(
+                f"A connection may have {self._settings.subscriptions_per_connection} subscriptions at most."
+            )
+        if not self._catalog.knows(request.table):
+            await self.load_catalog()
+        table = self._catalog.find(request.table)
+        columns = canonical_columns(table, request.columns)
+        if request.where:
+            async with self._pool.connection(timeout=5) as database:
+                where = await canonical_where(database, table, request.where)
+        else:
+            where = ()
+        if request.id in connection.subscriptions:
+            raise DuplicateSubscription
+        if not connection.live:
+            raise RequestError("The connection is closing.")
+        topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)
+        subscription = Subscription(connection, request.id, topic, table, columns)
+        connection.subscriptions[request.id] = subscription
+        self._hub.topic(topic).add(subscription)  # (a) from here on everything routed is held
+        return table, subscription
+
+    async def _establish(self, subscription: Subscription, *, with_snapshot: bool) -> None:
+        """Steps (b) to (e) for a subscription that holds."""
+        connection = subscription.connection
+        try:
+            await self._register(self._hub.topic(subscription.topic))  # (b)
+            async with self._snapshots:
+                await self._snapshot(subscription, send=with_snapshot)  # (c), (d)
+        except (psycopg.Error, PoolTimeout, RedisError, OSError, CloudSyncError) as error:
+            if subscription.id in connection.subscriptions and connection.live:
+                _log.warning("subscribing failed", reason=type(error).__name__, table=subscription.table.name)
+                connection.subscriptions.pop(subscription.id, None)
+                self._remove(subscription)
+                connection.control(_error(error, subscription.id))
+            return
+        held, subscription.held = subscription.held or [], None  # (e) no wait from here to the end
+        subscription.held_bytes = 0
+        self._hub.deliver(subscription, held)
+
+    async def _snapshot(self, subscription: Subscription, *, send: bool) -> None:
+        connection, table = subscription.connection, subscription.table
+        if connection.principal is None:
+            return
+        async with (
+            self._pool.connection(timeout=30) as database,
+            open_snapshot(database, connection.principal, table, subscription.topic.where) as snapshot,
+        ):
+            subscription.visibility = snapshot.visibility
+            if not send:
+                return
+            count = 0
+            async for rows in snapshot.pages:
+                count += len(rows)
+                for body in batches(_rows(table, subscription, rows), limit_bytes=self._settings.batch_bytes):
+                    connection.push(subscription.sub, body)
+                if not await connection.room():
+                    return
+            ending = f',"snapshot":true,"last":true,"count":{count}'
+            for body in batches((), limit_bytes=self._settings.batch_bytes, ending=ending):
+                connection.push(subscription.sub, body)
+
+    async def _refetch(self, subscription: Subscription, request: Refetch) -> None:
+        connection, table = subscription.connection, subscription.table
+        if connection.principal is None or subscription.held is not None:
+            return  # the snapshot under way brings the row
+        key = key_text([request.key[name] for name in table.key])
+        try:
+            rows: list[SnapshotRow] = []
+            async with (
+                self._pool.connection(timeout=5) as database,
+                open_snapshot(
+                    database, connection.principal, table, subscription.topic.where, key
+                ) as snapshot,
+            ):
+                async for page in snapshot.pages:
+                    rows += page
+        except (psycopg.Error, PoolTimeout) as error:
+            connection.control(_error(error, request.sub))
+            return
+        # A row that is not there any more needs no answer: its departure is on its way.
+        for verdict, text in _rows(table, subscription, rows):
+            connection.push(subscription.sub, single(verdict, text))
+
+    # Tables that change
+
+    async def _table_event(self, event: ChangeEvent) -> None:
+        if event.op in (SCHEMA, DROP):
+            try:
+                await self.load_catalog()
+            except (psycopg.Error, PoolTimeout) as error:
+                _log.warning("catalog not reloaded", reason=type(error).__name__)
+        for subscription in self._hub.on_table(event.table):
+            if subscription.connection.subscriptions.get(subscription.id) is not subscription:
+                continue
+            if event.op == DROP and not self._catalog.knows(event.table):
+                subscription.connection.subscriptions.pop(subscription.id)
+                self._remove(subscription)
+                subscription.connection.control(
+                    Error(
+                        "table_dropped",
+                        f"{event.table} was dropped or is no longer tracked.",
+                        subscription.id,
+                    )
+                )
+                continue
+            if event.op == SCHEMA and not self._adopt(subscription):
+                continue
+            self._reset(subscription, "truncate" if event.op not in (SCHEMA, DROP) else "schema")
+
+    def _adopt(self, subscription: Subscription) -> bool:
+        """Take over a table's new columns; False if the subscription cannot go on with them."""
+        connection = subscription.connection
+        try:
+            table = self._catalog.find(subscription.table.name)
+        except UnknownTable:
+            return False
+        named = {c.column for c in subscription.topic.where} | set(subscription.columns or ())
+        missing = named - set(table.columns)
+        changed = [
+            c.column for c in subscription.topic.where
+            if c.column in table.columns and table.columns[c.column].kind != c.kind
+        ]  # fmt: skip
+        if missing or changed:
+            connection.subscriptions.pop(subscription.id)
+            self._remove(subscription)
+            names = ", ".join(sorted(missing) or changed)
+            connection.control(
+                Error(
+                    "unknown_column",
+                    f"{table.name} changed: {names} is gone or of another type.",
+                    subscription.id,
+                )
+            )
+            return False
+        subscription.table = table
+        connection.control(SubscriptionChanged(subscription.id, table.schema(subscription.columns)))
+        return True
+
+    def _reset(self, subscription: Subscription, reason: str) -> None:
+        """Start the view over: hold, say so, send a fresh snapshot."""
+        if subscription.task is not None:
+            subscription.task.cancel()
+        subscription.held = []
+        subscription.held_bytes = 0
+        subscription.connection.control(SubscriptionReset(subscription.id, reason))
+        subscription.task = self._start(self._establish(subscription, with_snapshot=True))
+
+    # Topics
+
+    async def _register(self, hosted: HostedTopic) -> None:
+        async with hosted.lock:
+            if hosted.registered:
+                return
+            if self.directory is None:
+                raise RequestError("The gateway is not connected to the registry right now.")
+            await self.directory.host(hosted.topic, hosted.count)
+            hosted.registered = True
+
+    def _remove(self, subscription: Subscription) -> None:
+        if subscription.task is not None and subscription.task is not asyncio.current_task():
+            subscription.task.cancel()
+        hosted = self._hub.topics.get(subscription.topic.id)
+        if hosted is not None:
+            hosted.remove(subscription)
+            if not hosted.groups:
+                self._start(self._unregister(hosted))
+
+    async def _unregister(self, hosted: HostedTopic) -> None:
+        async with hosted.lock:
+            if hosted.groups:
+                return
+            if hosted.registered and self.directory is not None:
+                hosted.registered = False
+                try:
+                    await self.directory.unhost(hosted.topic)
+                except (RedisError, OSError) as error:
+                    # It stays registered until this gateway leaves: costs deliveries that nobody reads.
+                    _log.warning("topic not given back", reason=type(error).__name__)
+            # Whoever subscribed meanwhile waits for the lock and registers the topic again.
+            if not hosted.groups and self._hub.topics.get(hosted.topic.id) is hosted:
+                del self._hub.topics[hosted.topic.id]
+
+    def _start(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("task failed", exc_info=task.exception())
+
+
+def _rows(
+    table: CatalogTable, subscription: Subscription, rows: list[SnapshotRow]
+) -> list[tuple[Verdict, str]]:
+    return [
+        ("create", snapshot_text(table.name, r.key, r.version, project_text(r.row, subscription.columns)))
+        for r in rows
+    ]
+
+
+def _error(error: Exception, ref: str) -> Error:
+    if isinstance(error, CloudSyncError):
+        return Error(error.code, str(error), ref)
+    return Error("unavailable", "The database cannot be asked right now; try again.", ref)

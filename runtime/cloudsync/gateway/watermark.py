@@ -1,0 +1,54 @@
+"""How far this gateway has served everything: the position that cursors may name.
+
+Read `head` first; then per shard its end and what has been routed; then drain the own stream. A shard that
+has been routed to its end counts as `head`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from redis.asyncio import Redis
+
+from cloudsync.events import ORIGIN, Position
+from cloudsync.feeds.keys import Keys
+from cloudsync.gateway.stream import DeliveryStream
+from cloudsync.sharding import SHARDS
+
+_DRAIN_POLL_S: Final = 0.01
+
+
+class Watermark(msgspec.Struct, frozen=True):
+    """Everything up to `position` has been handed to this gateway's connections."""
+
+    position: Position
+    horizon: int
+
+
+async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:
+    """The watermark now; None while the relay has not written `head` yet. Raises redis errors."""
+    head = await redis.get(keys.head)
+    if head is None:
+        return None
+    entry_id, _, horizon = (head.decode() if isinstance(head, bytes) else head).partition(" ")
+    position = Position.from_entry_id(entry_id)
+    async with redis.pipeline(transaction=False) as pipeline:
+        for shard in range(SHARDS):
+            pipeline.hget(keys.tail(shard), "id")
+            pipeline.get(keys.done(shard))
+        answers: Any = await pipeline.execute()
+    lowest = position
+    for tail, done in zip(answers[::2], answers[1::2], strict=True):
+        if tail is not None and tail != done:
+            lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
+    newest = await stream.newest_id()
+    while _order(stream.last_id) < _order(newest):  # noqa: ASYNC110 - once a second, a few milliseconds
+        await asyncio.sleep(_DRAIN_POLL_S)
+    return Watermark(lowest, int(horizon))
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)

@@ -1,0 +1,23 @@
+"""Running endless coroutines side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines side by side; the first to end ends them all, and its error is raised as it is.
+
+    A task group would wrap the error in a group, where callers need its type.
+    """
+    tasks = [asyncio.create_task(c) for c in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
