@@ -62,25 +62,31 @@ class Child:
         return self._process.poll() if self._process is not None else None
 
     def start(self) -> None:
-        """Start the process in a session of its own, so that a Ctrl-C at the terminal reaches us alone."""
+        """Start it in a session of its own, so that a Ctrl-C at the terminal reaches us alone.
+
+        Raises StartFailed.
+        """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             if log.tell() > _LOG_KEEP_BYTES:
                 log.truncate(0)
             self._log_start = log.tell()
             user = self.spec.system_user
-            self._process = subprocess.Popen(
-                self.spec.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=dict(self.spec.env) if self.spec.env is not None else None,
-                cwd="/" if user else None,
-                start_new_session=True,
-                user=user,
-                group=user,
-                extra_groups=[] if user else None,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    self.spec.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=dict(self.spec.env) if self.spec.env is not None else None,
+                    cwd="/" if user else None,
+                    start_new_session=True,
+                    user=user,
+                    group=user,
+                    extra_groups=[] if user else None,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                raise StartFailed(f"{self.spec.name} cannot be started: {error}.") from None
         self.started_at = time.monotonic()
         watchdog.child(
             self._process.pid, stop_signal=self.spec.stop_signal, hard_signal=self.spec.hard_signal

@@ -30,8 +30,10 @@ class LogFollower:
         self._ended.set()
         self._thread.join()
         self._pass()
-        for file in self._open.values():
+        for path, file in self._open.items():
             file.close()
+            if rest := self._partial.get(path):
+                self._show(path.stem, rest.decode(errors="replace"))
 
     def _run(self) -> None:
         while not self._ended.wait(_INTERVAL_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from rich.console import Console, Group, RenderableType
@@ -46,7 +47,8 @@ def addresses(state: PlatformState) -> list[tuple[str, str]]:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """A URL or connection string as it may be shown."""
+    url = re.sub(r"(?i)\b(password=)[^\s&]*", r"\1***", url)
     head, separator, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
     user, colon, _ = credentials.partition(":")

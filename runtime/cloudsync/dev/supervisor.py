@@ -30,7 +30,7 @@ class _Kept:
     was_ready: bool = False
     delay_s: float = _FIRST_DELAY_S
     start_at: float = 0.0  # monotonic, while `waiting`
-    ending: str = ""
+    reason: str = ""
 
 
 class Supervisor:
@@ -84,8 +84,7 @@ class Supervisor:
                 for kept in waiting:
                     if kept.failures >= _ATTEMPTS:
                         raise StartFailed(
-                            f"{kept.child.spec.name} ended with {kept.ending} at its start: "
-                            f"{kept.child.last_lines()}"
+                            f"{kept.child.spec.name} {kept.reason} at its start: {kept.child.last_lines()}"
                         )
                 if cancelled() or self._stopping.is_set():
                     raise StartFailed("The start was cancelled.")
@@ -151,23 +150,12 @@ class Supervisor:
         child, now = kept.child, time.monotonic()
         if kept.state == "waiting":
             if now >= kept.start_at:
-                with self._changed:
-                    child.start()
-                    kept.state = "starting"
-                    kept.restarts += 1
-                    self._changed.notify_all()
+                self._start_again(kept)
         elif not child.running:
             child.wait(0)  # reaps it, and ends what it left behind
             if now - child.started_at >= _STEADY_AFTER_S:
                 kept.delay_s = _FIRST_DELAY_S
-            with self._changed:
-                kept.ending = child.ending()
-                kept.failures += not kept.was_ready
-                kept.state = "waiting"
-                kept.start_at = now + kept.delay_s
-                delay_s, kept.delay_s = kept.delay_s, min(kept.delay_s * 2, _LONGEST_DELAY_S)
-                self._changed.notify_all()
-            self._report(kept, f"ended with {kept.ending}; starting it again in {delay_s:g} s")
+            self._pause(kept, f"ended with {child.ending()}")
         elif kept.state == "starting" and child.is_ready():
             with self._changed:
                 again = kept.was_ready
@@ -175,6 +163,28 @@ class Supervisor:
                 kept.was_ready = True
                 self._changed.notify_all()
             self._report(kept, "is running again" if again else "is ready")
+
+    def _start_again(self, kept: _Kept) -> None:
+        try:
+            kept.child.start()
+        except StartFailed as error:  # no memory for a process, a program that is being replaced
+            self._pause(kept, str(error).removeprefix(f"{kept.child.spec.name} ").rstrip("."))
+            return
+        with self._changed:
+            kept.state = "starting"
+            kept.restarts += 1
+            self._changed.notify_all()
+
+    def _pause(self, kept: _Kept, reason: str) -> None:
+        """Let it rest before the next attempt."""
+        with self._changed:
+            kept.reason = reason
+            kept.failures += not kept.was_ready
+            kept.state = "waiting"
+            kept.start_at = time.monotonic() + kept.delay_s
+            delay_s, kept.delay_s = kept.delay_s, min(kept.delay_s * 2, _LONGEST_DELAY_S)
+            self._changed.notify_all()
+        self._report(kept, f"{reason}; starting it again in {delay_s:g} s")
 
     def _report(self, kept: _Kept, text: str) -> None:
         if self._on_change is not None and not self._stopping.is_set():
