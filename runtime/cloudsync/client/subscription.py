@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from cloudsync.client.errors import ProtocolBroken
 from cloudsync.client.frames import Data, Times
 from cloudsync.client.replica import Applied, Key, Operation, Replica, Row
 from cloudsync.protocol.messages import Mode, TableSchema, Where
@@ -95,13 +96,18 @@ class Subscription:
         observed = self.observed and self.complete and self.staging is None
         changed = False
         found: list[ChangeEvent] = []
-        for event in events:
-            applied = target.apply(event)
-            if applied is None:
-                continue
-            changed = True
-            if observed:
-                found.append(self._event(applied, event, sent_us or event.sent, received_us))
+        try:
+            for event in events:
+                applied = target.apply(event)
+                if applied is None:
+                    continue
+                changed = True
+                if observed:
+                    found.append(self._event(applied, event, sent_us or event.sent, received_us))
+        except KeyError as missing:
+            raise ProtocolBroken(
+                f"An event of {self.table} comes without its key column {missing}."
+            ) from None
         return found if changed and self.staging is None else None
 
     def finish_snapshot(self, *, received_us: int) -> list[ChangeEvent]:
