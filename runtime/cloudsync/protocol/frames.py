@@ -15,6 +15,8 @@ from typing import Final, Literal
 import msgspec
 
 from cloudsync.events import (
+    CREATE,
+    DELETE,
     MATCHED_BEFORE,
     MATCHES_NOW,
     ChangeEvent,
@@ -61,8 +63,10 @@ def shared_verdict(before: bool, now: bool) -> Verdict | None:
 
 
 def for_everyone(event: ChangeEvent) -> bool:
-    """Whether the event's audience is the whole tenant, before and after."""
-    return event.audience is None and event.old_audience is None
+    """Whether the whole tenant may see the row, before (if there was one) and after (if there is one)."""
+    return (event.op == DELETE or event.audience is None) and (
+        event.op == CREATE or event.old_audience is None
+    )
 
 
 def event_text(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | None) -> str:
