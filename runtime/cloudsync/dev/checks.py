@@ -100,7 +100,7 @@ def unusable_redis(error: Exception, url: str = "") -> CloudSyncError:
     text = str(error).rstrip(".")
     refused = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
     if refused or text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
-        if "required" in text.lower():
+        if "required" in text.lower() or text.startswith("HELLO must be called"):
             return RedisUnauthorized(
                 "Redis asks for a password.", hint="Put it in the URL: redis://:PASSWORD@HOST:PORT."
             )

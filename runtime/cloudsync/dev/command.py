@@ -45,6 +45,7 @@ class _Terminal:
         self.wanted = threading.Event()
         """The table is wanted: by the person, or because something changed."""
         self.platform: Platform | None = None
+        self._began = time.monotonic()
         self._colours: dict[str, str] = {}
 
     def listen(self) -> None:
@@ -59,14 +60,17 @@ class _Terminal:
     def line(self, process: str, text: str) -> None:
         """One line of a process's log."""
         colour = self._colours.setdefault(process, _COLOURS[len(self._colours) % len(_COLOURS)])
-        self.console.print(Text.assemble((f"{process:>13} │ ", colour), Text(text)))
+        try:
+            self.console.print(Text.assemble((f"{process:>13} │ ", colour), Text(text)))
+        except SystemExit:  # rich's answer to a reader that has gone
+            self.stopping.set()
 
     def changed(self, process: str, text: str) -> None:
         """Called by the platform when something happened to a process."""
         if self.platform is None:
             if not self.quiet:
-                self.say(f"{process} {text}", "dim")
-        else:
+                self.say(f"{time.monotonic() - self._began:5.1f} s  {process} {text}", "dim")
+        elif text != "is ready":  # that one belongs to the start, and comes from another thread
             self.say(f"{process} {text}", "" if "again" in text else "red")
             self.wanted.set()
 

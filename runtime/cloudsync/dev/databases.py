@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
@@ -19,7 +20,14 @@ def ensure_database(url: str, name: str = DATABASE) -> None:
 
 
 def as_role(url: str, role: str) -> str:
-    """The same database as a role without password."""
+    """The same database as a role without password; a URL stays a URL."""
+    if "://" in url:
+        parts = urlsplit(url)
+        query = "&".join(
+            pair for pair in parts.query.split("&") if not pair.lower().startswith(("user=", "password="))
+        )
+        place = parts.netloc.rpartition("@")[2]
+        return urlunsplit(parts._replace(netloc=f"{quote(role, safe='')}@{place}", query=query))
     parameters = {**conninfo_to_dict(url), "user": role}
     parameters.pop("password", None)
     return make_conninfo("", **parameters)
