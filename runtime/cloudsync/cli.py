@@ -81,7 +81,7 @@ def migrate(
     from cloudsync.dev import connections
 
     chosen = _choice("--phase", phase, ("pre", "post", "all"))
-    applied = migrations.migrate(connections.postgres_url(postgres_url, data), phase=chosen, plan=plan)
+    applied = migrations.migrate(connections.postgres_url(postgres_url, data), phase=chosen, plan_only=plan)
     for migration in applied:
         typer.echo(f"{'would apply' if plan else 'applied'} {migration.name}")
     if not applied:
@@ -299,21 +299,23 @@ def tail(
     token: Annotated[str | None, typer.Option(help="A token, instead of tenant and user.")] = None,
     url: Annotated[str | None, typer.Option(metavar="URL", help="The API; else that of this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+    limit: Annotated[int | None, typer.Option(help="End after this many changes.")] = None,
     data: Folder = _FOLDER,
 ) -> None:
     """Print a table's changes as they happen."""
     from cloudsync.client import tail as client_tail
     from cloudsync.dev import connections
-    from cloudsync.tokens import development_token
 
-    bearer = token or development_token(connections.token_settings(data), tenant=tenant, user=user)
     client_tail.run(
         connections.api_url(url, data),
         table,
         where=where or [],
         columns=[name.strip() for name in columns.split(",")] if columns else None,
-        token=bearer,
+        token=token,
+        tenant=tenant,
+        user=user,
         as_json=as_json,
+        limit=limit,
     )
 
 
