@@ -25,6 +25,7 @@ from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
 from cloudsync.relay import state as relay_state
 from cloudsync.relay.publisher import Publisher
+from cloudsync.relay.visibility import VisibilityCheck
 from cloudsync.relay.wal import SlotInUse, SlotLost, SlotStream, StreamEnded
 from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
@@ -97,16 +98,18 @@ class Relay:
                 await asyncio.to_thread(stream.drop_slot)
                 self._lost_data = True
                 raise
+            visibility = VisibilityCheck(settings.postgres_url)
+            stack.callback(visibility.close)
+            await asyncio.to_thread(visibility.connect)
             database = await stack.enter_async_context(await self._database())
-            upkeep_database = await stack.enter_async_context(await self._database())
-            state = await relay_state.claim(upkeep_database, stream.system, settings.slot_name)
+            state = await relay_state.claim(database, stream.system, settings.slot_name)
             if fresh_slot and state.epoch is not None:
                 self._lost_data = True  # events since the old slot's end were never streamed
             feeds = await self._feeds(redis, state)
             publisher = Publisher(
                 stream=stream,
                 feeds=feeds,
-                database=database,
+                visibility=visibility,
                 state=state,
                 batch_events=settings.relay_batch_events,
                 batch_bytes=settings.relay_batch_bytes,
@@ -114,7 +117,7 @@ class Relay:
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
             await until_one_fails(
                 self._publish(publisher, feeds, state),
-                self._upkeep(publisher, feeds, state, upkeep_database, stream),
+                self._upkeep(publisher, feeds, state, database, stream),
             )
 
     async def _publish(self, publisher: Publisher, feeds: FeedWriter, state: relay_state.RelayState) -> None:

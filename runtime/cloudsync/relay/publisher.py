@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Final
-
-from psycopg import AsyncConnection
+from typing import Final
 
 from cloudsync import logs
 from cloudsync.events import ChangeEvent, Position
 from cloudsync.feeds.feed import FeedWriter
 from cloudsync.relay.state import RelayState
+from cloudsync.relay.visibility import VisibilityCheck
 from cloudsync.relay.wal import SlotStream
 
-_VISIBLE_RETRY_S: Final = 0.0005
+_CONFIRM_EVERY_S: Final = 0.1
 _HEAD_EVERY_S: Final = 0.1
 
 _log = logs.get("relay")
@@ -33,19 +32,20 @@ class Publisher:
         *,
         stream: SlotStream,
         feeds: FeedWriter,
-        database: AsyncConnection[Any],
+        visibility: VisibilityCheck,
         state: RelayState,
         batch_events: int,
         batch_bytes: int,
     ) -> None:
         self._stream = stream
         self._feeds = feeds
-        self._database = database
+        self._visibility = visibility
         self._state = state
         self._batch_events = batch_events
         self._batch_bytes = batch_bytes
         self._arrived = asyncio.Event()
         self._head_due = 0.0
+        self._confirm_due_s = 0.0
         self.position = max(feeds.tails)
         self.confirmed_lsn = 0
         self.published = 0
@@ -88,7 +88,7 @@ class Publisher:
             if other is not None and other != event.shard and position > tails[other]:
                 batch.setdefault(other, []).append(event)
         if batch:
-            await self._wait_visible({event.xid for event in events})
+            await self._visibility.wait({event.xid for event in events})
             await self._feeds.append(batch)
         self._state.horizon = horizon
         self._state.tails = self._feeds.tails
@@ -97,21 +97,9 @@ class Publisher:
         if time.monotonic() >= self._head_due:
             await self.write_head()
 
-    async def _wait_visible(self, xids: set[int]) -> None:
-        """Until every transaction of the batch has ended for all snapshots taken from now on.
-
-        The WAL sender can be ahead of the commit's own bookkeeping; what is in a feed must be visible
-        to every later snapshot, or a subscriber could miss it.
-        """
-        while True:
-            cursor = await self._database.execute("SELECT pg_current_snapshot()::text", prepare=True)
-            row = await cursor.fetchone()
-            _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
-            if max(xids) < int(xmax) and (not running or xids.isdisjoint(map(int, running.split(",")))):
-                return
-            await asyncio.sleep(_VISIBLE_RETRY_S)
-
     def _confirm(self, lsn: int) -> None:
-        if lsn > self.confirmed_lsn or self._stream.reply_requested:
-            self.confirmed_lsn = max(lsn, self.confirmed_lsn)
+        self.confirmed_lsn = max(lsn, self.confirmed_lsn)
+        now_s = time.monotonic()
+        if now_s >= self._confirm_due_s or self._stream.reply_requested:
+            self._confirm_due_s = now_s + _CONFIRM_EVERY_S
             self._stream.confirm(self.confirmed_lsn)
