@@ -75,6 +75,8 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 
 
 async def _http(_: Request, error: Any) -> JSONResponse:
+    if error.status_code == 400:
+        return answer("bad_request", "The body cannot be read as JSON.")
     response = answer(_CODE_OF_STATUS.get(error.status_code, "bad_request"))
     response.status_code = error.status_code
     response.headers.update(error.headers or {})

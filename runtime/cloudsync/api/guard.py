@@ -12,6 +12,7 @@ from cloudsync import logs
 from cloudsync.api import failures
 
 BODY_LIMIT_BYTES: Final = 64 * 1024
+DRAINED_BYTES: Final = 1024 * 1024
 BODY_TIMEOUT_S: Final = 10.0
 _QUIET: Final = frozenset(("/healthz", "/readyz"))
 _log = logs.get("api")
@@ -42,7 +43,7 @@ class Guard:
             await send(message)
 
         try:
-            body = await _read(scope, receive)
+            body = await _read(receive)
             await self._app(scope, _replay(body, receive), watched)
         except _Refused as refused:
             await _refuse(refused, scope, receive, watched)
@@ -63,24 +64,31 @@ class Guard:
             )
 
 
-async def _read(scope: Scope, receive: Receive) -> bytes:
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if not declared.isdigit() or int(declared) > BODY_LIMIT_BYTES:
-        raise _Refused("too_large", f"A request's body may have at most {BODY_LIMIT_BYTES} bytes.")
+async def _read(receive: Receive) -> bytes:
     body = bytearray()
+    size_bytes = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             while True:
                 message = await receive()
-                body += message.get("body", b"")
-                if len(body) > BODY_LIMIT_BYTES:
-                    raise _Refused(
-                        "too_large", f"A request's body may have at most {BODY_LIMIT_BYTES} bytes."
-                    )
+                part = message.get("body", b"")
+                size_bytes += len(part)
+                # A little more is read and dropped: a caller that is still sending would miss the answer.
+                if size_bytes <= BODY_LIMIT_BYTES:
+                    body += part
+                elif size_bytes > DRAINED_BYTES:
+                    raise _too_large()
                 if not message.get("more_body", False):
-                    return bytes(body)
+                    break
     except TimeoutError:
         raise _Refused("bad_request", "The request's body did not arrive in time.") from None
+    if size_bytes > BODY_LIMIT_BYTES:
+        raise _too_large()
+    return bytes(body)
+
+
+def _too_large() -> _Refused:
+    return _Refused("too_large", f"A request's body may have at most {BODY_LIMIT_BYTES} bytes.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -61,7 +61,7 @@ def public(settings: Settings) -> APIRouter:
         "/clients/{client_id}",
         status_code=204,
         summary="Revoke one of the caller's clients and close its connection",
-        responses=failures.documented("not_found"),
+        responses=failures.documented("not_found", "bad_request"),
     )
     async def revoke(principal: Caller, served: Served, client_id: str) -> Response:
         async with served.database() as connection:
