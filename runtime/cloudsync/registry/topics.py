@@ -22,6 +22,7 @@ from cloudsync.keyring import Keyring, Sealer
 from cloudsync.registry.filters import Condition
 
 _LOG_LENGTH: Final = 20_000
+_LOG_READ: Final = 1000
 
 
 class Topic(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -96,13 +97,20 @@ class RegistryView:
         self.changed: set[str] = set()
         """Tenants whose topics changed since the caller last cleared this."""
 
-    def refresh(self, tenants: Iterable[str]) -> None:
-        """Apply what the log says since the last call and load tenants seen for the first time."""
+    def ask(self, pipeline: redis.client.Pipeline) -> None:
+        """Queue, behind the commands that read the feeds, the one that reads the log."""
+        pipeline.xread({self._keys.registry: self._version or "0-0"}, count=_LOG_READ)
+
+    def refresh(self, log: Any, tenants: Iterable[str]) -> None:
+        """Apply the log's answer to `ask` and load tenants seen for the first time.
+
+        The log was read after the feeds, so what it says holds for every event that was read.
+        """
         if self._version is None:
             self._version = self._newest()
             self._tenants.clear()
-        else:
-            self._follow()
+        elif log:
+            self._follow(log)
         for tenant in tenants:
             tag = self._tags.get(tenant)
             if tag is None:
@@ -132,19 +140,17 @@ class RegistryView:
         entries: Any = self._redis.xrevrange(self._keys.registry, count=1)
         return entries[0][0].decode() if entries else "0-0"
 
-    def _follow(self) -> None:
+    def _follow(self, log: Any) -> None:
         version = self._version or "0-0"
-        while True:
-            answer: Any = self._redis.xread({self._keys.registry: version}, count=1000)
-            entries = answer[0][1] if answer else []
-            if not entries:
-                break
+        while log:
+            entries = log[0][1]
             for entry_id, fields in entries:
                 version = entry_id.decode()
                 self._apply(fields)
-            if len(entries) < 1000:
+            if len(entries) < _LOG_READ:
                 break
-        if version != self._version and self._trimmed(self._version or "0-0"):
+            log = self._redis.xread({self._keys.registry: version}, count=_LOG_READ)
+        if self._trimmed(self._version or "0-0"):
             # The log no longer reaches back to what we knew: start over.
             self._version = self._newest()
             self._tenants.clear()

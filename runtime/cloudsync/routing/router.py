@@ -155,7 +155,11 @@ class Router:
 
     def _step(self, block_ms: int) -> int:
         streams: Any = {self._keys.feed(s): done.entry_id for s, done in self._done.items()}
-        answer: Any = self._redis.xread(streams, count=self._count, block=block_ms)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            # One round trip: Redis runs the second command when the first has stopped blocking.
+            pipeline.xread(streams, count=self._count, block=block_ms)
+            self._registry.ask(pipeline)
+            answer, log = pipeline.execute()
         if not answer:
             return 0
         by_feed = {self._keys.feed(s): s for s in self._done}
@@ -168,7 +172,7 @@ class Router:
         self._count = min(self._count * 2, _ENTRIES_LAST) if full else max(self._count // 2, _ENTRIES_FIRST)
 
         events = [event for _, part in batches.values() for event in part]
-        self._registry.refresh({e.tenant for e in events if e.tenant is not None})
+        self._registry.refresh(log, {e.tenant for e in events if e.tenant is not None})
         for tenant in self._registry.changed:
             self._matcher.replace(tenant, self._registry.topics(tenant))
         self._registry.changed.clear()
