@@ -54,14 +54,24 @@ class SlotStream:
     """One replication connection on one slot; decoded events pile up in `events` until they are taken.
 
     `wake` is called in the event loop whenever something arrived. Reading pauses while more than
-    `buffer_limit` events wait, so that memory stays bounded whatever a transaction's size.
+    `buffer_events` or `buffer_bytes` wait, so that memory stays bounded whatever a transaction's size.
     """
 
-    def __init__(self, dsn: str, *, slot: str, publication: str, buffer_limit: int = 20_000) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        slot: str,
+        publication: str,
+        buffer_events: int = 20_000,
+        buffer_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
         self._dsn = dsn
         self._slot = slot
         self._publication = publication
-        self._buffer_limit = buffer_limit
+        self._buffer_events = buffer_events
+        self._buffer_bytes = buffer_bytes
+        self._waiting_bytes = 0
         self._connection: pq.abc.PGconn | None = None
         self._relations: dict[int, _Reader] = {}
         self._commit_lsn = 0
@@ -141,13 +151,15 @@ class SlotStream:
         size = 0
         count = 0
         for event in events:
-            size += 200 + len(event.row or b"") + len(event.old or b"")
+            size += _size_of(event)
             count += 1
             if count >= limit or size >= limit_bytes:
                 break
         taken = events[:count]
         del events[:count]
-        if not self._reading and self.error is None and len(events) < self._buffer_limit // 2:
+        self._waiting_bytes -= size
+        roomy = len(events) < self._buffer_events // 2 and self._waiting_bytes < self._buffer_bytes // 2
+        if not self._reading and self.error is None and roomy:
             self._resume()
             asyncio.get_running_loop().call_soon(self._on_readable)
         return taken
@@ -217,7 +229,7 @@ class SlotStream:
                 result = connection.get_result()
                 message = result.get_error_message().strip() if result else "closed"
                 raise StreamEnded(message)
-            if len(self.events) >= self._buffer_limit:
+            if len(self.events) >= self._buffer_events or self._waiting_bytes >= self._buffer_bytes:
                 self._pause()
                 return
         else:
@@ -240,6 +252,7 @@ class SlotStream:
             event.ordinal = self._ordinal
             event.committed_us = self._commit_us
             self._ordinal += 1
+            self._waiting_bytes += _size_of(event)
             self.events.append(event)
         elif kind == 0x42:  # B: begin; final LSN, commit time, xid
             self._commit_lsn = _u64(data, 26)[0]
@@ -263,6 +276,11 @@ class SlotStream:
             names.append(data[end + 1 : stop].decode())
             end = stop + 9
         self._relations[oid] = _Reader(names)
+
+
+def _size_of(event: ChangeEvent) -> int:
+    """About what an event weighs in memory, in bytes."""
+    return 400 + len(event.row or b"") + len(event.old or b"")
 
 
 class _Reader:
