@@ -47,14 +47,16 @@ def public(settings: Settings) -> APIRouter:
     )
     async def register(principal: Caller, served: Served, body: NewClient | None = None) -> ClientBody:
         wanted = body or NewClient()
-        async with served.database() as connection:
-            client = await clients.register(connection, principal, name=wanted.name, platform=wanted.platform)
+        client = await served.database(
+            lambda connection: clients.register(
+                connection, principal, name=wanted.name, platform=wanted.platform
+            )
+        )
         return ClientBody.model_validate(client)
 
     @router.get("/clients", summary="The caller's live clients")
     async def list_clients(principal: Caller, served: Served) -> ClientList:
-        async with served.database() as connection:
-            found = await clients.list_clients(connection, principal)
+        found = await served.database(lambda connection: clients.list_clients(connection, principal))
         return ClientList(clients=[ClientBody.model_validate(client) for client in found])
 
     @router.delete(
@@ -64,8 +66,7 @@ def public(settings: Settings) -> APIRouter:
         responses=failures.documented("not_found", "bad_request"),
     )
     async def revoke(principal: Caller, served: Served, client_id: str) -> Response:
-        async with served.database() as connection:
-            found = await clients.revoke(connection, principal, client_id)
+        found = await served.database(lambda connection: clients.revoke(connection, principal, client_id))
         if not found:
             return failures.answer("not_found", "You have no client with this id.")
         # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, TypeVar
 
 import psycopg
 import redis.asyncio
@@ -17,9 +16,11 @@ from psycopg_pool import AsyncConnectionPool
 from cloudsync.settings import Settings
 from cloudsync.tokens import Principal, TokenVerifier
 
-DATABASE_TIMEOUT_S: Final = 2.0
-STATEMENT_TIMEOUT_S: Final = 4.0
+POOL_TIMEOUT_S: Final = 2.0
+STATEMENT_TIMEOUT_S: Final = 2.0
 REDIS_TIMEOUT_S: Final = 2.0
+Connection = psycopg.AsyncConnection[Any]
+T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token of the tenant's user.")
 
 
@@ -36,7 +37,7 @@ class Services:
             min_size=1,
             max_size=8,
             max_waiting=200,
-            timeout=DATABASE_TIMEOUT_S,
+            timeout=POOL_TIMEOUT_S,
             # An attempt that fails is given up soon, and the next request starts another: a database that
             # is back is found at once, not after the pool's minutes of backing off.
             reconnect_timeout=2,
@@ -50,21 +51,40 @@ class Services:
             socket_connect_timeout=REDIS_TIMEOUT_S,
         )
 
+        self._leaving: set[asyncio.Future[Any]] = set()
+
     async def start(self) -> None:
         await self._pool.open(wait=False)
 
     async def stop(self) -> None:
         await self.redis.aclose()
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=2)
         await self._pool.close(timeout=2)
 
-    @asynccontextmanager
-    async def database(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection for one short transaction. Raises OperationalError or TimeoutError, never hangs."""
-        async with (
-            asyncio.timeout(DATABASE_TIMEOUT_S + STATEMENT_TIMEOUT_S),
-            self._pool.connection() as connection,
-        ):
-            yield connection
+    async def database(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run one short transaction. Raises OperationalError or TimeoutError, never hangs."""
+        task = asyncio.ensure_future(self._transaction(work))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=POOL_TIMEOUT_S + STATEMENT_TIMEOUT_S)
+        finally:
+            if not task.done():
+                # Cancelling asks the server to cancel, too, and a silent one would make the caller wait.
+                task.cancel()
+                self._leaving.add(task)
+                task.add_done_callback(self._left)
+        if not done:
+            raise TimeoutError
+        return task.result()
+
+    async def _transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        async with self._pool.connection() as connection:
+            return await work(connection)
+
+    def _left(self, task: asyncio.Future[Any]) -> None:
+        self._leaving.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more
 
     async def readiness(self) -> dict[str, str]:
         """State of each dependency: `ok` or `unreachable`."""
@@ -73,8 +93,9 @@ class Services:
 
     async def _postgres_ready(self) -> str:
         try:
-            async with self.database() as connection:
-                await connection.execute("SELECT FROM cloudsync.clients LIMIT 0")
+            await self.database(
+                lambda connection: connection.execute("SELECT FROM cloudsync.clients LIMIT 0")
+            )
         except (psycopg.ProgrammingError, psycopg.errors.InsufficientPrivilege):
             return "not migrated"
         except (psycopg.Error, TimeoutError):
