@@ -410,7 +410,8 @@ def main() -> None:
         known = registered(error)
         if known is None:
             raise
-        sys.stderr.write(f"cloudsync: {known} [{known.code}]\n")
+        sentence = " ".join(str(known).split())  # some drivers break their lines
+        sys.stderr.write(f"cloudsync: {sentence} [{known.code}]\n")
         sys.exit(1)
 
 

@@ -62,7 +62,7 @@ def test_roles_are_those_of_a_deployment(platform: Platform) -> None:
     assert _query(platform.settings("migrate").postgres_url, "SELECT current_user::text") == "postgres"
 
 
-@pytest.mark.parametrize("name", ["relay", "routing", "beat", "gateway", "api"])
+@pytest.mark.parametrize("name", ["relay", "routing", "gateway"])
 def test_a_killed_process_comes_back(platform: Platform, name: str) -> None:
     before = platform.processes[name]
     assert before.pid is not None
