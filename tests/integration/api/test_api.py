@@ -87,11 +87,9 @@ async def test_clients_are_their_users_own(api: httpx.AsyncClient, bearer: Beare
     assert len((await api.get("/v1/clients", headers=bearer())).json()["clients"]) == 1
 
 
-@pytest.mark.parametrize(
-    "client_id", ["x", "c_", "c_%00" + "0" * 21, "..", "c_" + "0" * 5000, "%F0%9F%98%80"]
-)
-async def test_odd_client_ids_are_not_found(api: httpx.AsyncClient, bearer: Bearer, client_id: str) -> None:
-    failure(await api.delete(f"/v1/clients/{client_id}", headers=bearer()), 404, "not_found")
+async def test_odd_client_ids_are_not_found(api: httpx.AsyncClient, bearer: Bearer) -> None:
+    for client_id in ("x", "c_", "c_%00" + "0" * 21, "..", "c_" + "0" * 5000, "%F0%9F%98%80"):
+        failure(await api.delete(f"/v1/clients/{client_id}", headers=bearer()), 404, "not_found")
 
 
 async def test_a_user_has_a_hundred_clients_at_most_even_at_once(
@@ -108,21 +106,19 @@ async def test_a_user_has_a_hundred_clients_at_most_even_at_once(
     assert (await api.post("/v1/clients", headers=headers)).status_code == 201
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer x.y.z"}, {"Authorization": "Basic YTpi"},
-     {"Authorization": "x"}],
-)  # fmt: skip
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/v1/endpoint"), ("GET", "/v1/clients"), ("POST", "/v1/clients"), ("DELETE", "/v1/clients/x")],
-)
-async def test_without_a_good_token_nothing_is_served(
-    api: httpx.AsyncClient, headers: dict[str, str], method: str, path: str
-) -> None:
-    answer = await api.request(method, path, headers=headers)
-    failure(answer, 401, "bad_token")
-    assert answer.headers["www-authenticate"] == "Bearer"
+async def test_without_a_good_token_nothing_is_served(api: httpx.AsyncClient) -> None:
+    routes = [
+        ("GET", "/v1/endpoint"),
+        ("GET", "/v1/clients"),
+        ("POST", "/v1/clients"),
+        ("DELETE", "/v1/clients/x"),
+    ]
+    for authorization in (None, "Bearer", "Bearer x.y.z", "Basic YTpi", "x"):
+        for method, path in routes:
+            headers = {"Authorization": authorization} if authorization else {}
+            answer = await api.request(method, path, headers=headers)
+            failure(answer, 401, "bad_token")
+            assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_an_expired_token_says_so(api: httpx.AsyncClient, bearer: Bearer) -> None:
@@ -130,29 +126,27 @@ async def test_an_expired_token_says_so(api: httpx.AsyncClient, bearer: Bearer) 
     assert "expired" in failure(answer, 401, "bad_token")
 
 
-@pytest.mark.parametrize(
-    ("body", "word"),
-    [
-        (b'{"name": 7}', "name"),
-        (json.dumps({"name": "x" * 201}).encode(), "name"),
-        (json.dumps({"name": "a\x00b"}).encode(), "name"),
-        (json.dumps({"platform": "x" * 101}).encode(), "platform"),
-        (b"{", "JSON"),
-        (b"\xff\xfe", ""),
-        (b"[]", ""),
-        (b'{"name": "\\ud800"}', ""),
-        (b"[" * 60_000, ""),
-        (b'{"name": 1' + b"0" * 50_000 + b"}", ""),
-    ],
+BAD_BODIES = (
+    (b'{"name": 7}', "name"),
+    (json.dumps({"name": "x" * 201}).encode(), "name"),
+    (json.dumps({"name": "a\x00b"}).encode(), "name"),
+    (json.dumps({"platform": "x" * 101}).encode(), "platform"),
+    (b"{", "JSON"),
+    (b"\xff\xfe", ""),
+    (b"[]", ""),
+    (b'{"name": "\\ud800"}', ""),
+    (b"[" * 60_000, ""),
+    (b'{"name": 1' + b"0" * 50_000 + b"}", ""),
 )
-async def test_bad_bodies_are_refused_without_being_repeated(
-    api: httpx.AsyncClient, bearer: Bearer, body: bytes, word: str
-) -> None:
+
+
+async def test_bad_bodies_are_refused_without_being_repeated(api: httpx.AsyncClient, bearer: Bearer) -> None:
     headers = {**bearer(), "Content-Type": "application/json"}
-    message = failure(await api.post("/v1/clients", headers=headers, content=body), 422, "bad_request")
-    assert word in message
-    assert len(message) < 600
-    assert "xxx" not in message
+    for body, word in BAD_BODIES:
+        message = failure(await api.post("/v1/clients", headers=headers, content=body), 422, "bad_request")
+        assert word in message
+        assert len(message) < 600
+        assert "xxx" not in message
 
 
 async def test_what_is_too_large_is_not_read(api: httpx.AsyncClient, bearer: Bearer) -> None:
