@@ -39,6 +39,9 @@ class Keyring:
     def __init__(self, *, keys: Mapping[bytes, bytes], active: bytes, tag_secret: bytes) -> None:
         if active not in keys:
             raise ConfigurationError("The keyring's active key is not among its keys.")
+        if not tag_secret or any(len(k) != 4 or len(v) != 32 for k, v in keys.items()):
+            # Key derivation would take any length, also a cut-off key or none at all.
+            raise ConfigurationError("The keyring's keys do not have the right size.", hint="Restore it.")
         self._keys = dict(keys)
         self._active = active
         self._tag_secret = tag_secret
