@@ -1,0 +1,77 @@
+"""Settings: wrong ones are answered with sentences that name the variable and never show a secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudsync.errors import ConfigurationError
+from cloudsync.settings import Settings, load
+
+
+@pytest.mark.parametrize(
+    ("variables", "names"),
+    [
+        ({"CLOUDSYNC_GATEWAY_PORT": "99999"}, ["CLOUDSYNC_GATEWAY_PORT"]),
+        ({"CLOUDSYNC_GATEWAY_PORT": "http"}, ["CLOUDSYNC_GATEWAY_PORT"]),
+        ({"CLOUDSYNC_MODE": "production"}, ["CLOUDSYNC_MODE"]),
+        ({"CLOUDSYNC_SLOT_NAME": "my slot"}, ["CLOUDSYNC_SLOT_NAME"]),
+        ({"CLOUDSYNC_SLOT_NAME": "a'; DROP TABLE x; --"}, ["CLOUDSYNC_SLOT_NAME"]),
+        ({"CLOUDSYNC_REDIS_EVENTS_URL": "http://x"}, ["CLOUDSYNC_REDIS_EVENTS_URL"]),
+        ({"CLOUDSYNC_CELL": "3", "CLOUDSYNC_CELLS": "2"}, ["CLOUDSYNC_CELL", "CLOUDSYNC_CELLS"]),
+        ({"CLOUDSYNC_WINDOW_FRAMES": "0", "CLOUDSYNC_LOG_LEVEL": "loud"},
+         ["CLOUDSYNC_WINDOW_FRAMES", "CLOUDSYNC_LOG_LEVEL"]),
+        ({"CLOUDSYNC_MODE": "deployment", "CLOUDSYNC_JWT_SECRET": "x" * 32}, ["CLOUDSYNC_JWT_SECRET"]),
+    ],
+)  # fmt: skip
+def test_problems_are_sentences_that_name_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], names: list[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    message = str(caught.value)
+    assert all(name in message for name in names)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert "pydantic" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLOUDSYNC_REDIS_EVENTS_URL", "http://:hunter2@x"),
+        ("CLOUDSYNC_REDIS_BROKER_URL", "memcached://:hunter2@x"),
+    ],
+)
+def test_a_refused_value_with_a_password_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_secrets_do_not_show_in_the_repr() -> None:
+    settings = Settings(
+        mode="development",
+        postgres_url="postgresql://u:hunter2@h/d",
+        redis_events_url="redis://:hunter2@h",
+        redis_broker_url="redis://:hunter2@h/1",
+        jwt_secret="hunter2" * 5,
+    )
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings)
+
+
+def test_require_names_every_missing_variable() -> None:
+    with pytest.raises(
+        ConfigurationError, match="CLOUDSYNC_POSTGRES_URL, CLOUDSYNC_KEYRING_FILE must be set"
+    ):
+        Settings().require("postgres_url", "keyring_file", "slot_name")
+
+
+def test_the_broker_falls_back_to_the_events_url() -> None:
+    assert Settings(redis_events_url="redis://a").broker_url == "redis://a"
+    assert Settings(redis_events_url="redis://a", redis_broker_url="redis://b").broker_url == "redis://b"
