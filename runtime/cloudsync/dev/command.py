@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -156,20 +158,20 @@ def _show_running(options: PlatformOptions, terminal: _Terminal) -> None:
 
 def _next_steps(terminal: _Terminal, platform: Platform) -> None:
     data = platform.options.data
-    folder = "" if data is None or data == state.DEFAULT_FOLDER else f" --data {_quoted(str(data))}"
+    folder = "" if data is None or data == state.DEFAULT_FOLDER else f" --data {shlex.quote(str(data))}"
+    cloudsync = _program()
+    database = shlex.quote(status.without_password(platform.postgres_url()))
+    psql = (
+        shlex.quote(_from_here(platform.binary("psql"))) if platform.options.postgres_url is None else "psql"
+    )
+    table = "CREATE TABLE todos (id bigint PRIMARY KEY, title text, done boolean DEFAULT false)"
     terminal.say("")
     terminal.say(f"Ready in {platform.start_s:.1f} s. Try, in another terminal:", "bold green")
-    table = "CREATE TABLE todos (id bigint PRIMARY KEY, title text, done boolean DEFAULT false)"
-    psql = (
-        f"{_quoted(str(platform.binary('psql')))} {_quoted(platform.postgres_url())}"
-        if platform.options.postgres_url is None
-        else f"psql {_quoted(status.without_password(platform.postgres_url()))}"
-    )
     for command in (
-        f'{psql} -c "{table}"',
-        f"cloudsync track todos --tenant demo{folder}",
-        f"cloudsync tail todos --tenant demo --user me{folder}",
-        f"cloudsync token --tenant demo --user me{folder}",
+        f'{psql} {database} -c "{table}"',
+        f"{cloudsync} track todos --tenant demo{folder}",
+        f"{cloudsync} tail todos --tenant demo --user me{folder}",
+        f"{cloudsync} token --tenant demo --user me{folder}",
     ):
         terminal.say(f"  {command}")
     if sys.stdin.isatty():
@@ -177,10 +179,20 @@ def _next_steps(terminal: _Terminal, platform: Platform) -> None:
     terminal.say("")
 
 
-def _quoted(text: str) -> str:
-    import shlex
+def _program() -> str:
+    """How to call this program in another terminal."""
+    beside = Path(sys.executable).with_name("cloudsync")
+    found = shutil.which("cloudsync")
+    if found is not None and Path(found).resolve() == beside.resolve():
+        return "cloudsync"
+    if beside.exists():
+        return shlex.quote(_from_here(beside))
+    return f"{shlex.quote(sys.executable)} -m cloudsync"
 
-    return shlex.quote(text)
+
+def _from_here(path: Path) -> str:
+    """Relative where it is below the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _keyboard() -> int | None:
