@@ -229,7 +229,7 @@ def _reference(text: str) -> str | None:
 
     try:
         content: Any = msgspec.json.decode(text)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     if not isinstance(content, dict):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -177,6 +178,7 @@ class UnknownType(RequestError):
 
 _decoder: msgspec.json.Decoder[AnyClientFrame] = msgspec.json.Decoder(AnyClientFrame)
 _typed = msgspec.json.Decoder(_Typed)
+_ECHO: Final = re.compile(r"^Invalid enum value '.*'(?= - at |\Z)", re.DOTALL)
 _KNOWN: Final = frozenset(frame.__struct_config__.tag for frame in get_args(AnyClientFrame))
 encode = msgspec.json.Encoder().encode
 
@@ -188,10 +190,10 @@ def decode_client_frame(data: str | bytes) -> AnyClientFrame:
     except msgspec.ValidationError as error:
         try:
             kind = _typed.decode(data).type
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             raise BadFrame("The frame must be a JSON object with a text field `type`.") from None
         if kind not in _KNOWN:
             raise UnknownType(f"The type {kind[:40]!r} is not known to this server.") from None
-        raise BadFrame(f"In a {kind!r} frame: {error}.") from None
+        raise BadFrame(f"In a {kind!r} frame: {_ECHO.sub('Invalid value', str(error))}.") from None
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise BadFrame("The frame is not JSON.") from None

@@ -1,4 +1,4 @@
-"""Frames of clients: each wrong one gets its own code and a short sentence that does not repeat what was sent."""
+"""Frames of clients: each wrong one gets its code and a short sentence that does not repeat what was sent."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_unknown_types_are_told_apart(type_: str) -> None:
     "data",
     [
         "", " ", "{", "[]", "null", "5", '"hello"', "true", "[[]]", "{}", '{"type":null}', '{"type":5}',
-        '{"type":["hello"]}', '{"id":1}', '{"type":"ack"}', '{"type":"ack","n":"1"}', '{"type":"ack","n":1.5}',
+        '{"type":["hello"]}', '{"id":1}', '{"type":"ack"}', '{"type":"ack","n":"1"}',
+        '{"type":"ack","n":1.5}',
         '{"type":"ack","n":1}{}', '{"type":"ack","n":NaN}', '{"type":"ack","n":1e400}', "\x00",
         '{"type":"ack","n":' + "9" * 5000 + "}",
         "[" * 200_000, '{"a":' * 200_000, '{"type":"subscribe","where":' * 10_000,
