@@ -66,9 +66,7 @@ def test_secrets_do_not_show_in_the_repr() -> None:
 
 
 def test_require_names_every_missing_variable() -> None:
-    with pytest.raises(
-        ConfigurationError, match="CLOUDSYNC_POSTGRES_URL, CLOUDSYNC_KEYRING_FILE must be set"
-    ):
+    with pytest.raises(ConfigurationError, match="POSTGRES_URL, CLOUDSYNC_KEYRING_FILE must be set"):
         Settings().require("postgres_url", "keyring_file", "slot_name")
 
 
