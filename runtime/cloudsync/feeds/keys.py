@@ -47,6 +47,11 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
     def _gateway(self, gateway_id: str, name: str) -> str:
         return f"{self._prefix}:{{{gateway_id}}}:{name}"
 
+    @property
+    def pattern(self) -> str:
+        """Matches every key of this epoch."""
+        return f"{self._prefix}:*"
+
     # One shard
     def feed(self, shard: int) -> str:
         return self._shard(shard, "feed")

@@ -152,6 +152,8 @@ class Relay:
         return state.tails
 
     async def _new_epoch(self, redis: Redis, state: relay_state.RelayState) -> FeedWriter:
+        if state.epoch is not None:
+            await self._remove_epoch(redis, Keys(state.database_id, state.epoch))
         state.epoch = secrets.token_hex(4)
         state.tails = [ORIGIN] * SHARDS
         await redis.set(epoch_key(state.database_id), state.epoch)
@@ -159,6 +161,11 @@ class Relay:
         self._lost_data = False
         _log.warning("new epoch", database=state.database_id, epoch=state.epoch)
         return FeedWriter(redis, Keys(state.database_id, state.epoch), self._keyring)
+
+    async def _remove_epoch(self, redis: Redis, keys: Keys) -> None:
+        """Free what an epoch that ended has left behind: nobody reads it again."""
+        async for key in redis.scan_iter(match=keys.pattern, count=1000):
+            await redis.unlink(key)
 
     async def _upkeep(
         self,
