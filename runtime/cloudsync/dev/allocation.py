@@ -10,7 +10,6 @@ from cloudsync.dev.options import DEFAULT_PORTS, PlatformOptions
 from cloudsync.errors import PortInUse
 
 _LOOK_AHEAD = 100
-_RANDOM_RANGE = (1100, 6000)  # times ten: below and above what systems hand out by themselves
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _tens(options: PlatformOptions, number: int, taken: set[int]) -> int:
         return tens
     if options.gateway_port == 0:
         draw = Random()  # noqa: S311 - a port, not a secret
-        candidates = [draw.randint(*_RANDOM_RANGE) for _ in range(_LOOK_AHEAD)]
+        candidates = [draw.randint(ports.FIRST // 10, ports.LAST // 10 - 1) for _ in range(_LOOK_AHEAD)]
     else:
         candidates = list(range(DEFAULT_PORTS["gateway"] // 10, DEFAULT_PORTS["gateway"] // 10 + _LOOK_AHEAD))
     for tens in candidates:

@@ -97,6 +97,7 @@ class EmbeddedPostgres:
         """Make the cluster if there is none, and see that it can be started."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._system_user is not None:
+            self._system_user = _owner(self.data) or self._system_user
             _prepare_system_user(self._system_user, self.folder)
         if not (self.data / "PG_VERSION").exists():
             self._initialize()
@@ -240,6 +241,16 @@ def _environment() -> dict[str, str]:
     """Ours without what would redirect PostgreSQL's programs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C"}
+
+
+def _owner(data: Path) -> str | None:
+    """The ordinary user who made this cluster, if there is one."""
+    import pwd
+
+    with contextlib.suppress(FileNotFoundError, KeyError):
+        owner = data.stat().st_uid
+        return pwd.getpwuid(owner).pw_name if owner != 0 else None
+    return None
 
 
 def _prepare_system_user(name: str, folder: Path) -> None:

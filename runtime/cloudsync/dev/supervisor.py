@@ -19,6 +19,7 @@ _STEADY_AFTER_S: Final = 30.0
 _ATTEMPTS: Final = 3
 _BUSY_POLL_S: Final = 0.02
 _IDLE_POLL_S: Final = 0.1
+_ASK_EVERY_S: Final = 0.05
 
 
 @dataclass
@@ -30,6 +31,7 @@ class _Kept:
     was_ready: bool = False
     delay_s: float = _FIRST_DELAY_S
     start_at: float = 0.0  # monotonic, while `waiting`
+    asked_at: float = 0.0  # monotonic, while `starting`
     reason: str = ""
 
 
@@ -156,7 +158,10 @@ class Supervisor:
             if now - child.started_at >= _STEADY_AFTER_S:
                 kept.delay_s = _FIRST_DELAY_S
             self._pause(kept, f"ended with {child.ending()}")
-        elif kept.state == "starting" and child.is_ready():
+        elif kept.state == "starting" and now - kept.asked_at >= _ASK_EVERY_S:
+            kept.asked_at = now
+            if not child.is_ready():
+                return
             with self._changed:
                 again = kept.was_ready
                 kept.state = "ready"

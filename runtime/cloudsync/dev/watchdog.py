@@ -31,7 +31,7 @@ class _Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._held: set[str] = set()
+        self._held: dict[str, dict[str, Any]] = {}
 
     def child(self, pid: int, *, stop_signal: int, hard_signal: int) -> None:
         self._tell(f"pid {pid}", {"pid": pid, "stop": int(stop_signal), "hard": int(hard_signal)})
@@ -47,7 +47,8 @@ class _Watchdog:
 
     def _tell(self, key: str, message: dict[str, Any]) -> None:
         with self._lock:
-            self._held.add(key)
+            self._held[key] = message
+            news = [message]
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", __file__],
@@ -57,13 +58,14 @@ class _Watchdog:
                     start_new_session=True,
                     cwd="/",
                 )
-            self._write(message)
+                news = list(self._held.values())  # all of it, where an earlier watchdog was ended
+            for each in news:
+                self._write(each)
 
     def _forget(self, key: str, message: dict[str, Any]) -> None:
         with self._lock:
-            if key not in self._held:
+            if self._held.pop(key, None) is None:
                 return
-            self._held.discard(key)
             self._write(message)
             if not self._held and self._process is not None:
                 process, self._process = self._process, None

@@ -13,12 +13,13 @@ from typing import Final
 from cloudsync.dev import state
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.watchdog import watchdog
+from cloudsync.errors import ConfigurationError
 
 _OURS: Final = ("postgres", "valkey", "logs", "run", "keyring.json", "jwt.secret")  # what may be wiped
 
 
 class Workspace:
-    """Opened, the folder is this process's until `close`. Raises AlreadyRunning.
+    """Opened, the folder is this process's until `close`. Raises AlreadyRunning, ConfigurationError.
 
     `folder` holds the state file; `data` holds databases, secrets and logs, and is the same unless the
     platform is ephemeral: then it is a temporary folder that goes with it.
@@ -36,13 +37,19 @@ class Workspace:
             self.folder = self.data = (options.data or state.DEFAULT_FOLDER).expanduser().resolve()
         try:
             self._lock = state.FolderLock(self.folder)
+            if options.fresh:
+                self._wipe()
+            (self.data / "run").mkdir(exist_ok=True)
+            self._make_secrets()
+        except OSError as error:
+            self._remove_temporary()
+            raise ConfigurationError(
+                f"The folder {self.folder} cannot be used: {error.strerror or error}.",
+                hint="Choose another one with --data.",
+            ) from None
         except BaseException:
             self._remove_temporary()
             raise
-        if options.fresh:
-            self._wipe()
-        (self.data / "run").mkdir(exist_ok=True)
-        self._make_secrets()
 
     @property
     def logs(self) -> Path:

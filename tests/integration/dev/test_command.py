@@ -218,6 +218,7 @@ def test_nothing_survives_the_death_of_the_supervisor(tmp_path: Path) -> None:
     ("arguments", "status", "ending"),
     [
         (("dev", "--cells", "12"), 1, "[configuration]\n"),
+        (("dev", "--data", "/dev/null"), 1, "[configuration]\n"),
         (("dev", "--redis-url", "redis://127.0.0.1:1"), 1, "[redis_unreachable]\n"),
         (("dev", "--postgres-url", "postgresql://127.0.0.1:1/x"), 1, "[database_unreachable]\n"),
         (("migrate", "--postgres-url", "postgresql://127.0.0.1:1/x"), 1, "[database_unreachable]\n"),
