@@ -1,0 +1,1 @@
+"""What the platform can do, measured: scenarios, the clients that receive, and what they report."""
