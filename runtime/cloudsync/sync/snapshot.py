@@ -17,7 +17,8 @@ from cloudsync.tokens import Principal
 _PAGE_ROWS: Final = 500
 
 SESSION_OPTIONS: Final = (
-    "-c TimeZone=UTC -c DateStyle=ISO -c IntervalStyle=postgres -c extra_float_digits=1 -c bytea_output=hex"
+    "-c TimeZone=UTC -c DateStyle=ISO,YMD -c IntervalStyle=iso_8601 -c extra_float_digits=1"
+    " -c bytea_output=hex -c lc_monetary=C"
 )
 """Settings under which rows read here have the same JSON as rows captured by the trigger."""
 

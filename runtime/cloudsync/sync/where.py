@@ -67,8 +67,9 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
         if condition.operator == "is_null":
             parts.append(sql.SQL("{} IS NULL" if condition.operand else "{} IS NOT NULL").format(name))
             continue
-        # The base type comes from format_type(): quoted by PostgreSQL where it must be.
-        cast = sql.SQL(column.base_type)
+        cast = sql.SQL(_CASTS.get(column.base_type, column.base_type))
+        if column.kind == "plain" and column.base_type not in ("boolean", "bytea"):
+            name = sql.SQL("{}::{}").format(name, cast)  # a domain over an enum has no operators of its own
         if condition.operator == "in":
             operands = [_sql_operand(column, o) for o in condition.operand]
             parts.append(sql.SQL("{} = ANY (%s::{}[])").format(name, cast))
@@ -81,7 +82,13 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
     return sql.SQL(" AND ").join(parts), parameters
 
 
+# Floats as text: as JSON, 1e300 would become an integer of 301 digits, which no frame can carry.
+_CANONICAL: Final = {"numeric": "trim_scale(%s::text::numeric)::text", "float": "(%s::text::{})::text"}
 _SQL_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
+
+
+# Base types come from format_type(): quoted by PostgreSQL where they must be.
+_CASTS: Final = {"character": "bpchar"}  # `character` alone is character(1)
 
 
 def _sql_operand(column: TableColumn, operand: Any) -> Any:
@@ -133,7 +140,7 @@ async def _operand(connection: AsyncConnection[Any], column: TableColumn, value:
             return base64.b64encode(base64.b64decode(text, validate=True)).decode()
         except (binascii.Error, ValueError):
             raise BadFilter(f"{column.name!r} is bytea: its operand must be base64.") from None
-    form = "trim_scale(%s::text::numeric)::text" if column.kind == "numeric" else "to_jsonb(%s::text::{})"
+    form = _CANONICAL.get(column.kind, "to_jsonb(%s::text::{})")
     cast = sql.SQL(column.base_type)  # from format_type(), not from a user
     try:
         # A savepoint, so that a value which does not fit leaves the caller's transaction usable.
@@ -159,6 +166,14 @@ def _text_of(column: TableColumn, value: Any) -> str:
     if not fits:
         raise BadFilter(f"The operand of {column.name!r} has the wrong type: the column is {column.type}.")
     text = str(value)
-    if len(text) > _MAX_TEXT or "\x00" in text:
-        raise BadFilter(f"The operand of {column.name!r} is too long or holds a zero character.")
+    if len(text) > _MAX_TEXT or "\x00" in text or not _encodable(text):
+        raise BadFilter(f"The operand of {column.name!r} is too long or holds what PostgreSQL cannot store.")
     return text
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False  # half of a surrogate pair
+    return True
