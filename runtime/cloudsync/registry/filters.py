@@ -63,6 +63,10 @@ class Condition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     kind: str
 
 
+NOT_OF_KIND: Final = (ValueError, TypeError, AttributeError, ArithmeticError)
+"""What a value raises that is not of its condition's kind: a column's type changed, and the topics of old
+have not been taken back yet. Such a row matches nothing; it must not stop the routers."""
+
 Predicate = Callable[[Mapping[str, Any]], bool]
 
 
@@ -83,7 +87,10 @@ def compile_condition(condition: Condition) -> Predicate:
 
         def within(row: Mapping[str, Any]) -> bool:
             value = row.get(column)
-            return value is not None and normal(value) in operands
+            try:
+                return value is not None and normal(value) in operands
+            except NOT_OF_KIND:
+                return False
 
         return within
     operand = normal(condition.operand)
@@ -91,7 +98,10 @@ def compile_condition(condition: Condition) -> Predicate:
 
     def holds(row: Mapping[str, Any]) -> bool:
         value = row.get(column)
-        return value is not None and compare(normal(value), operand)
+        try:
+            return value is not None and compare(normal(value), operand)
+        except NOT_OF_KIND:
+            return False
 
     return holds
 

@@ -18,7 +18,7 @@ from cloudsync.events import (
     MATCHES_NOW,
     ChangeEvent,
 )
-from cloudsync.registry.filters import Predicate, compile_filter, normalizer
+from cloudsync.registry.filters import NOT_OF_KIND, Predicate, compile_filter, normalizer
 from cloudsync.registry.topics import HostedTopic
 
 _BOTH: Final = MATCHED_BEFORE | MATCHES_NOW
@@ -90,7 +90,11 @@ class TableTopics:
         for (column, kind), values in self._index.items():
             value = row.get(column)
             if value is not None:
-                yield from values.get(normalizer(kind)(value), ())
+                try:
+                    entries = values.get(normalizer(kind)(value), ())
+                except NOT_OF_KIND:
+                    continue
+                yield from entries
         yield from self._rest
 
 
