@@ -12,16 +12,15 @@ import subprocess
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from cloudsync.dev import ports
 from cloudsync.dev.child import Child, ProcessSpec
-from cloudsync.errors import PlatformError, PortInUse, StartFailed
+from cloudsync.dev.server import EmbeddedServer
+from cloudsync.errors import PlatformError, StartFailed
 
 _SYSTEM_USER: Final = "embedded_postgres"
 _MAJOR_VERSION: Final = "18"
-_PORT_ATTEMPTS: Final = 5
 
 SETTINGS: Final[Mapping[str, str]] = {
     "wal_level": "logical",
@@ -44,12 +43,15 @@ _NOT_DURABLE: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "o
 # synchronous_commit stays on: a WAL sender streams only what the WAL writer has flushed
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(EmbeddedServer):
     """A PostgreSQL server whose cluster lives in `folder`; `postgres` is its superuser, without password.
 
     `port` 0 takes a free one. `settings` go over `SETTINGS`. `durable=False` switches fsync off (tests).
     Raises PortInUse, StartFailed, PlatformError.
     """
+
+    title = "PostgreSQL"
+    port_lost = "could not bind"
 
     def __init__(
         self,
@@ -59,11 +61,8 @@ class EmbeddedPostgres:
         settings: Mapping[str, str | int] | None = None,
         durable: bool = True,
     ) -> None:
-        self.folder = Path(folder).expanduser().resolve()
+        super().__init__(folder, port=port, log_name="postgres.log")
         self.data = self.folder / "data"
-        self.log = self.folder / "postgres.log"
-        self._any_port = port == 0
-        self.port = port
         self._durable = durable
         self._settings = {
             **SETTINGS,
@@ -71,14 +70,9 @@ class EmbeddedPostgres:
             **{name: str(value) for name, value in (settings or {}).items()},
         }
         self._system_user = _SYSTEM_USER if os.geteuid() == 0 else None
-        self._child: Child | None = None
 
     def url(self, role: str = "postgres", database: str = "postgres") -> str:
         return f"postgresql://{role}@{ports.LOOPBACK}:{self.port}/{database}"
-
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child is not None and self._child.running else None
 
     @staticmethod
     def binary(name: str) -> Path:
@@ -109,9 +103,6 @@ class EmbeddedPostgres:
             )
 
     def spec(self) -> ProcessSpec:
-        """The server process, for a supervisor; call `prepare` first."""
-        if self._any_port and self.port == 0:
-            self.port = ports.free_port()
         options = {
             **self._settings,
             "listen_addresses": ports.LOOPBACK,
@@ -134,51 +125,6 @@ class EmbeddedPostgres:
             system_user=self._system_user,
             stop_deadline_s=15.0,
         )
-
-    def start(self) -> Self:
-        """Start the server and wait until it answers."""
-        self.prepare()
-        for attempt in range(1, _PORT_ATTEMPTS + 1):
-            if self._any_port:
-                self.port = ports.free_port()
-            else:
-                ports.require_free(self.port, owner="PostgreSQL")
-            self._child = Child(self.spec(), self.log)
-            self._child.start()
-            try:
-                self.wait_ready()
-            except StartFailed:
-                self.stop()
-                lost_port = "could not bind" in self._child.output()
-                if lost_port and self._any_port and attempt < _PORT_ATTEMPTS:
-                    continue
-                if lost_port:
-                    raise PortInUse(f"Port {self.port} was taken while PostgreSQL started.") from None
-                raise
-            except BaseException:
-                self.stop()
-                raise
-            break
-        return self
-
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
-        """Return once the server accepts connections."""
-        if self._child is None:
-            raise StartFailed("PostgreSQL has not been started.")
-        self._child.wait_ready(timeout_s)
-
-    def stop(self, timeout_s: float = 15.0) -> None:
-        """Fast shutdown, then immediate, then kill. Does nothing if it is not running."""
-        if self._child is not None:
-            self._child.stop(timeout_s)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _is_ready(self, child: Child) -> bool:
         # The postmaster writes its state into its pid file; asking the port would need a client.

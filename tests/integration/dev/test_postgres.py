@@ -68,12 +68,12 @@ def test_it_is_durable_by_default_and_keeps_its_data(tmp_path: Path) -> None:
         assert _one(again.url(), "SELECT n FROM kept") == 1
         assert _one(again.url(), "SHOW fsync") == "off"
         # After a crash it recovers, on the same port
-        port, pid = again.port, again.pid
+        url, pid = again.url(), again.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: again.pid is None)
-    with EmbeddedPostgres(folder, port=port) as recovered:
-        assert _one(recovered.url(), "SELECT n FROM kept") == 1
+        again.start()
+        assert _one(url, "SELECT n FROM kept") == 1
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

@@ -58,3 +58,14 @@ def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(StartFailed, match="manifest"):
         EmbeddedValkey(tmp_path).start()
+
+
+def test_a_free_port_that_was_lost_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((ports.LOOPBACK, 0)) as rival:
+        taken, free = rival.getsockname()[1], ports.free_port()
+        offered = iter([taken, free])
+        monkeypatch.setattr(ports, "free_port", lambda: next(offered))
+        with EmbeddedValkey(tmp_path, ephemeral=True) as server:
+            assert server.port == free

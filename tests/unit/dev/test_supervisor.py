@@ -165,7 +165,7 @@ def test_a_program_that_is_missing_is_a_clear_error(supervisor: Supervisor) -> N
 
 def test_children_die_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     program = f"""
-import sys, time
+import signal
 from pathlib import Path
 from cloudsync.dev.child import ProcessSpec
 from cloudsync.dev.supervisor import Supervisor
@@ -181,7 +181,7 @@ supervisor.start([
 supervisor.wait_ready()
 (folder / "pids.new").write_text(" ".join(str(s.pid) for s in supervisor.statuses()))
 (folder / "pids.new").rename(folder / "pids")
-time.sleep(60)
+signal.pause()
 """
     import subprocess
 
