@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -55,6 +56,8 @@ class Fleet:
     def __init__(self, target: Target, *, processes: int = 1) -> None:
         self._target = target
         self._children = [_start() for _ in range(processes)]
+        self.registering_s = self.connecting_s = 0.0
+        """How long the last `open` took to issue client ids, and to connect and subscribe."""
 
     @property
     def pids(self) -> list[int]:
@@ -84,12 +87,16 @@ class Fleet:
         at_once: int = 16, deadline_s: float = 120.0,
     ) -> None:  # fmt: skip
         """Connect and subscribe so many clients, of as many users as it takes; returns when all are live."""
+        began = time.monotonic()
         places, url = asyncio.run(_places(self._target, count, ids_per_user))
+        registered = time.monotonic()
         share = -(-count // len(self._children))
         self._ask(
             Open(url, table, places[start : start + share], at_once, deadline_s, where)
             for start in range(0, share * len(self._children), share)
         )
+        self.registering_s = registered - began
+        self.connecting_s = time.monotonic() - registered
 
     def progress(self) -> dict[str, int]:
         """Events and frames received by all, events of the client that has fewest, disconnects."""

@@ -88,7 +88,7 @@ def settle(clients: list[Receipts], versions: Mapping[str, int], deleted: Set[st
         found = known.get(what)
         if found is None:
             found = known[what] = _reckon_rows(client, versions, deleted)
-        part, held = found
+        part = found[0]
         for name in ("deliveries", "snapshot_rows", "lost", "repeated", "reordered", "skipped"):
             setattr(account, name, getattr(account, name) + getattr(part, name))
         account.incomplete += part.lost > 0

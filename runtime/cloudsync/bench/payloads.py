@@ -1,4 +1,4 @@
-"""Frames as the receivers read them: what all clients share is decoded once, what is a client's own is split off.
+"""Frames as the receivers read them: what all clients share is decoded once, a client's own is split off.
 
 A gateway encodes an event once per topic and puts only the connection's own fields in front: delivery
 number, subscription, time of sending. So a process with fifty clients gets the same bytes fifty times.

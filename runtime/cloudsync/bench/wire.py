@@ -1,6 +1,6 @@
 """A WebSocket that costs a receiver next to nothing.
 
-A hundred clients that are sent 2,000 changes per second share their cores with everything that is measured. So
+A hundred clients that are sent 2,000 changes/s share their cores with everything that is measured. So
 the library speaks (handshake, acknowledgements, pongs: all rare), and only splitting what arrives into
 frames is done here, on the bytes of each read and without a task per client. Servers do not mask and this
 platform does not compress: the header's length is all there is to read (RFC 6455, section 5.2).

@@ -1,4 +1,4 @@
-"""What capture costs those who write: commits per second of 16 pgbench writers, untracked and tracked in turn.
+"""What capture costs those who write: commits/s of 16 pgbench writers, untracked and tracked in turn.
 
 The relay runs and consumes what is captured; nothing else does. Each round has both kinds one after the
 other, so that what else the machine does meets both; the ratio is that of the medians.
