@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from cloudsync import logs
 from cloudsync.client import failures
 from cloudsync.client.actions import (
     Action,
@@ -36,6 +36,8 @@ State = Literal["connecting", "live", "offline", "replaying"]
 TOKEN_MARGIN_S: Final = 60.0  # a token with less time left is renewed at the next heartbeat
 SETTLED_S: Final = 10.0  # a connection that lived this long makes backing off start over
 _BROKEN_IN_A_ROW: Final = 3
+# The application's logging, not the platform's: this runs inside of somebody else's program.
+_log = logging.getLogger("cloudsync.client")
 
 
 class Client:
@@ -76,7 +78,6 @@ class Client:
         self._link: Link | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._task: asyncio.Task[None] | None = None
-        self._log = logs.get("client")
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
@@ -189,7 +190,7 @@ class Client:
                 if verdict is None:
                     return
                 self._last_reason = verdict.reason
-                self._log.info("connection lost", reason=verdict.reason)
+                _log.info("Connection lost: %s", verdict.reason)
             lived_s = self._loop.time() - self._welcomed_at_s if self._welcomed_at_s is not None else 0.0
             self._welcomed_at_s = None
             if self._leave_at_s is not None:  # the server spreads its clients: keep to the moment it named
@@ -287,7 +288,7 @@ class Client:
     def _stalled(self, action: Stalled) -> None:
         tries = self._stalls.get(action.subscription, 0)
         self._stalls[action.subscription] = tries + 1
-        self._log.info("view stalled", table=action.subscription.table, reason=str(action.error))
+        _log.info("The view of %s stalled: %s", action.subscription.table, action.error)
         self._later(failures.backoff_s(tries), lambda: self._renew(action.subscription))
 
     def _renew(self, subscription: Subscription) -> None:
@@ -306,7 +307,7 @@ class Client:
         except (
             CloudSyncError
         ) as error:  # the next heartbeat tries again; at worst the server closes with 4001
-            self._log.warning("token not renewed", reason=str(error))
+            _log.warning("The token was not renewed: %s", error)
             return
         self._session.authenticate(token)
         self._send()
