@@ -17,6 +17,7 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import BEAT, UNHOST
 
 GATEWAY_TTL_MS: Final = 15_000
+_STREAM_TTL_MS: Final = 3_600_000
 _LOG_LENGTH: Final = 20_000
 
 
@@ -34,6 +35,7 @@ class GatewayRegistration:
         """Take the id, empty its stream, draw a token: whoever held it before is fenced off."""
         self._token = secrets.token_hex(8)
         k, gateway_id = self._keys, self._gateway_id
+        await self._unhost_all()  # a predecessor that was killed and is followed at once is never reaped
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.delete(k.stream(gateway_id), k.sent(gateway_id))
             pipeline.set(k.token(gateway_id), self._token, px=GATEWAY_TTL_MS)
@@ -45,18 +47,29 @@ class GatewayRegistration:
         k, gateway_id = self._keys, self._gateway_id
         names = [k.token(gateway_id), k.gateways]
         now_ms = int(time.time() * 1000)
-        return bool(await self._beat(keys=names, args=[gateway_id, self._token, now_ms, GATEWAY_TTL_MS]))
+        if not await self._beat(keys=names, args=[gateway_id, self._token, now_ms, GATEWAY_TTL_MS]):
+            return False
+        # While nothing is delivered nothing else keeps them, and without `sent` the next delivery is a gap.
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.pexpire(k.stream(gateway_id), _STREAM_TTL_MS)
+            pipeline.pexpire(k.sent(gateway_id), _STREAM_TTL_MS)
+            await pipeline.execute()
+        return True
 
     async def leave(self) -> None:
         """Give everything back at once, as a reaper would."""
+        k, gateway_id = self._keys, self._gateway_id
+        await self._unhost_all()
+        await self._redis.delete(k.token(gateway_id), k.stream(gateway_id), k.sent(gateway_id))
+        await self._redis.zrem(k.gateways, gateway_id)
+
+    async def _unhost_all(self) -> None:
         k, gateway_id = self._keys, self._gateway_id
         hosted: Any = await self._redis.smembers(k.hosted(gateway_id))
         for member in hosted:
             tag, topic_id = member.decode().split(" ")
             names = [k.topics(tag), k.topic(topic_id), k.hosted(gateway_id), k.registry]
             await self._redis.eval(UNHOST, 4, *names, topic_id, gateway_id, tag, _LOG_LENGTH)
-        await self._redis.delete(k.token(gateway_id), k.stream(gateway_id), k.sent(gateway_id))
-        await self._redis.zrem(k.gateways, gateway_id)
 
 
 def reap(client: redis.Redis, keys: Keys) -> list[str]:
