@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import subprocess
 import sys
 import time
@@ -167,7 +168,8 @@ async def _places(target: Target, count: int, ids_per_user: int) -> tuple[list[P
     """Tokens and client ids for so many connections, twenty to a user, and the gateway's URL."""
     gate = asyncio.Semaphore(16)
     users = range(-(-count // _USERS_CONNECTIONS))
-    tokens = [target.token(f"user-{number}") for number in users]
+    run = secrets.token_hex(3)  # users of our own: a user may have only so many ids and connections
+    tokens = [target.token(f"{run}-{number}") for number in users]
     trust = not target.api_url.startswith("http://127.")
     async with httpx.AsyncClient(base_url=target.api_url, timeout=30, trust_env=trust) as http:
 

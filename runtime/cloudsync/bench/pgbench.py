@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from cloudsync.dev.postgres import EmbeddedPostgres
+from cloudsync.dev.watchdog import watchdog
 from cloudsync.errors import PlatformError
 
 _PROCESSED: Final = re.compile(r"number of transactions actually processed: (\d+)")
@@ -36,20 +38,21 @@ class Written(msgspec.Struct):
 
 
 class Writers:
-    """A running pgbench; `finish` waits for it."""
+    """A running pgbench, of a script or (None) of its own TPC-B-like one; `finish` waits for it."""
 
     def __init__(
-        self, url: str, script: str, *, clients: int, seconds: float, threads: int = 1,
+        self, url: str, script: str | None, *, clients: int, seconds: float, threads: int = 1,
         transactions_per_s: float | None = None, log: bool = False,
     ) -> None:  # fmt: skip
         self._folder = tempfile.TemporaryDirectory(prefix="cloudsync-bench-")
         folder = Path(self._folder.name)
-        (folder / "script.sql").write_text(script)
         arguments: list[Any] = [
             EmbeddedPostgres.binary("pgbench"), "--no-vacuum", "--protocol=prepared",
             f"--client={clients}", f"--jobs={threads}", f"--time={max(1, round(seconds))}",
-            f"--file={folder / 'script.sql'}",
         ]  # fmt: skip
+        if script is not None:
+            (folder / "script.sql").write_text(script)
+            arguments.append(f"--file={folder / 'script.sql'}")
         if transactions_per_s is not None:
             arguments.append(f"--rate={transactions_per_s}")
         if log:
@@ -62,6 +65,7 @@ class Writers:
             text=True,
             start_new_session=True,
         )
+        watchdog.child(self._process.pid, stop_signal=signal.SIGTERM, hard_signal=signal.SIGKILL)
 
     @property
     def running(self) -> bool:
@@ -81,13 +85,17 @@ class Writers:
                 p95_ms=_logged_p95_ms(Path(self._folder.name)) if self._log else None,
             )
         finally:
-            self._folder.cleanup()
+            self._forget()
 
     def stop(self) -> None:
         """End it now."""
         if self.running:
             self._process.kill()
             self._process.communicate()
+        self._forget()
+
+    def _forget(self) -> None:
+        watchdog.forget_child(self._process.pid)
         self._folder.cleanup()
 
 
