@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from websockets.exceptions import ConnectionClosed
+
 from cloudsync.client import failures
 from cloudsync.client.actions import (
     Action,
@@ -21,7 +23,7 @@ from cloudsync.client.actions import (
     Welcomed,
 )
 from cloudsync.client.credentials import Credentials, TokenCallback
-from cloudsync.client.errors import Closed, ProtocolBroken, TokenCallbackFailed, Unreachable
+from cloudsync.client.errors import Closed, FrameUnreadable, ProtocolBroken, TokenCallbackFailed, Unreachable
 from cloudsync.client.failures import Lost
 from cloudsync.client.link import Link
 from cloudsync.client.raw import MAX_FRAME_BYTES, SDK, open_socket
@@ -35,7 +37,7 @@ from cloudsync.protocol.messages import Where
 State = Literal["connecting", "live", "offline", "replaying"]
 TOKEN_MARGIN_S: Final = 60.0  # a token with less time left is renewed at the next heartbeat
 SETTLED_S: Final = 10.0  # a connection that lived this long makes backing off start over
-_BROKEN_IN_A_ROW: Final = 3
+_UNREADABLE_IN_A_ROW: Final = 3
 # The application's logging, not the platform's: this runs inside of somebody else's program.
 _log = logging.getLogger("cloudsync.client")
 
@@ -205,10 +207,12 @@ class Client:
         """What to do about a failed connection; None if the client has stopped."""
         verdict = failures.classify(error, self._complaint)
         connected_before = self._first.done()
-        if connected_before and (
-            isinstance(verdict, TokenCallbackFailed)
-            or (isinstance(verdict, ProtocolBroken) and attempt < _BROKEN_IN_A_ROW)
-        ):
+        # Once connected, an odd answer on the way (a proxy's page, a failing callback) need not last.
+        passing = isinstance(verdict, TokenCallbackFailed | ProtocolBroken) and not (
+            isinstance(error, ConnectionClosed)
+            or (isinstance(error, FrameUnreadable) and attempt >= _UNREADABLE_IN_A_ROW)
+        )
+        if connected_before and passing:
             verdict = Lost(str(verdict))
         if isinstance(verdict, Lost) and verdict.stale_token:
             final = self._credentials.fresh and self._welcomed_at_s is None

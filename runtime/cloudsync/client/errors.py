@@ -46,6 +46,10 @@ class ProtocolBroken(CloudSyncError):
     code = "protocol_error"
 
 
+class FrameUnreadable(ProtocolBroken):
+    """The server sent something that this client cannot take in."""
+
+
 class TenantDisabled(CloudSyncError):
     """The tenant is disabled."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from cloudsync.client.errors import ProtocolBroken
+from cloudsync.client.errors import FrameUnreadable
 from cloudsync.protocol.messages import (
     Draining,
     Error,
@@ -97,17 +97,17 @@ _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Frame)
 
 
 def decode(data: bytes) -> Frame | None:
-    """One frame; None if this client does not know its type (newer servers). Raises ProtocolBroken."""
+    """One frame; None if this client does not know its type (newer servers). Raises FrameUnreadable."""
     try:
         frame: Frame = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         try:
             kind = _typed.decode(data).type
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            raise ProtocolBroken("The server sent something that is not a frame.") from None
+            raise FrameUnreadable("The server sent something that is not a frame.") from None
         if kind not in _KNOWN:
             return None
-        raise ProtocolBroken(
+        raise FrameUnreadable(
             f"The server sent a {kind!r} frame that this client cannot read: {error}."
         ) from None
     return frame

@@ -152,7 +152,7 @@ class Session:
     # What the server says
 
     def receive(self, data: bytes, *, now_s: float, wall_us: int = 0) -> list[Action]:
-        """Take one frame in. Raises ProtocolBroken: then the connection is of no more use."""
+        """Take one frame in. Raises FrameUnreadable: then the connection is of no more use."""
         frame = decode(data)
         if frame is None:
             return []
@@ -250,7 +250,7 @@ class Session:
             self._acknowledge()  # sent again: the server has not seen the last one
             return False
         if n != self._received + 1:
-            raise errors.ProtocolBroken(f"Delivery {self._received + 1} is missing: {n} came instead.")
+            raise errors.FrameUnreadable(f"Delivery {self._received + 1} is missing: {n} came instead.")
         self._received = n
         self._unacked_bytes += size_bytes
         if self._received - self._acked >= ACK_FRAMES or self._unacked_bytes >= ACK_BYTES:

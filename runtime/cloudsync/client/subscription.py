@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from cloudsync.client.errors import ProtocolBroken
+from cloudsync.client.errors import FrameUnreadable
 from cloudsync.client.frames import Data, Times
 from cloudsync.client.replica import Applied, Key, Operation, Replica, Row
 from cloudsync.protocol.messages import Mode, TableSchema, Where
@@ -105,7 +105,7 @@ class Subscription:
                 if observed:
                     found.append(self._event(applied, event, sent_us or event.sent, received_us))
         except KeyError as missing:
-            raise ProtocolBroken(
+            raise FrameUnreadable(
                 f"An event of {self.table} comes without its key column {missing}."
             ) from None
         return found if changed and self.staging is None else None

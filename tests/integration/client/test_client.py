@@ -156,7 +156,13 @@ async def test_a_gateway_that_is_away_for_a_while_is_waited_for(
         await eventually_async(lambda: client.state == "live")
 
 
-async def test_truncation_and_new_columns_reach_the_view(
+def follows_ddl(sql: psycopg.Connection[Any]) -> None:
+    found = sql.execute("SELECT count(*) FROM pg_event_trigger WHERE evtname LIKE 'cloudsync%'").fetchone()
+    if not found or not found[0]:
+        pytest.skip("this schema does not capture DDL: it has no event trigger")
+
+
+async def test_a_truncation_empties_the_view(
     platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token
 ) -> None:
     async with cloudsync_client.connect(platform.api_url, token=token) as client:
@@ -166,6 +172,15 @@ async def test_truncation_and_new_columns_reach_the_view(
         await view.wait_for(lambda rows: not rows, timeout_s=20)
         sql.execute(f"INSERT INTO {table} (id) VALUES (1)")
         await view.wait_for(lambda rows: (1,) in rows, timeout_s=20)
+
+
+async def test_new_columns_reach_the_view(
+    platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token
+) -> None:
+    follows_ddl(sql)
+    async with cloudsync_client.connect(platform.api_url, token=token) as client:
+        sql.execute(f"INSERT INTO {table} (id) VALUES (1), (2)")
+        view = await client.subscribe(table)
         sql.execute(f"ALTER TABLE {table} ADD COLUMN extra text DEFAULT 'x'")
         sql.execute(f"UPDATE {table} SET extra = 'y'")
         await view.wait_for(lambda rows: rows.get((1,), {}).get("extra") == "y", timeout_s=20)
@@ -271,6 +286,7 @@ async def test_what_cannot_connect_says_why_at_once(platform: Platform, token: T
 async def test_the_view_of_a_dropped_table_ends_and_others_go_on(
     platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token
 ) -> None:
+    follows_ddl(sql)
     sql.execute("CREATE TABLE client_dropped (id integer PRIMARY KEY, tenant_id text)")
     sql.execute("SELECT cloudsync.track('client_dropped')")
     async with cloudsync_client.connect(platform.api_url, token=token) as client:
