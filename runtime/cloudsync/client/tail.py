@@ -62,10 +62,17 @@ async def _tail(
     printer: _Printer,
     limit: int | None,
 ) -> None:
-    async with connect(url, token=token, name="cloudsync tail", platform="cli") as client:
+    async with connect(
+        url, token=token, name="cloudsync tail", platform="cli", connect_timeout_s=5
+    ) as client:
         view = await client.subscribe(table, where, columns)
         changes = view.changes()
-        client.on_state(printer.state)
+
+        def tell(state: State) -> None:
+            if client.error is None:  # leaving is no loss
+                printer.state(state)
+
+        client.on_state(tell)
         printer.snapshot(view.schema, len(view.rows))
         left = limit
         while left is None or left > 0:
