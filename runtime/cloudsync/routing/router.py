@@ -29,6 +29,8 @@ from cloudsync.sharding import SHARDS
 _STREAM_TTL_MS: Final = 3_600_000
 _BLOCK_MS: Final = 250
 _SHARE_EVERY_S: Final = 0.5
+_JOIN_S: Final = 1.5
+_JOIN_EVERY_S: Final = 0.05
 _ENTRIES_FIRST: Final = 16
 _ENTRIES_LAST: Final = 64
 
@@ -78,11 +80,15 @@ class Router:
                     break
                 if now >= share_due:
                     self._share()
-                    share_due = now + _SHARE_EVERY_S
-                if not self._done:
-                    break  # all shards are served by others
+                    share_due = now + (_SHARE_EVERY_S if self._done else _JOIN_EVERY_S)
                 if now >= self._renew_due:
                     self._renew_leases()
+                if not self._done:
+                    # All shards are served by others, who give some back at their next look: wait for that.
+                    if now - active > _JOIN_S:
+                        break
+                    time.sleep(_JOIN_EVERY_S)
+                    continue
                 if self._step(_BLOCK_MS):
                     active = time.monotonic()
         finally:
