@@ -58,15 +58,19 @@ def load(folder: Path | None = None) -> list[Migration]:
         match = _NAME.fullmatch(path.stem)
         if match is None:
             raise MigrationRefused(
-                f"The migration {path.name} has no valid name.", hint="Name it NNNN_pre_what.sql or NNNN_post_what.sql."
+                f"The migration {path.name} has no valid name.",
+                hint="Name it NNNN_pre_what.sql or NNNN_post_what.sql.",
             )
         if found and found[-1].name[:4] == match["number"]:
             raise MigrationRefused(
-                f"The migrations {found[-1].name} and {path.stem} have the same number.", hint="Renumber the newer one."
+                f"The migrations {found[-1].name} and {path.stem} have the same number.",
+                hint="Renumber the newer one.",
             )
         content = path.read_bytes()
         found.append(
-            Migration(path.stem, cast(Phase, match["phase"]), hashlib.sha256(content).hexdigest(), content.decode())
+            Migration(
+                path.stem, cast(Phase, match["phase"]), hashlib.sha256(content).hexdigest(), content.decode()
+            )
         )
     return found
 
@@ -83,7 +87,10 @@ def applied(conn: Connection[Any]) -> list[AppliedMigration]:
 
 
 def plan(
-    conn: Connection[Any], phase: Phase | Literal["all"] = "all", *, migrations: Sequence[Migration] | None = None
+    conn: Connection[Any],
+    phase: Phase | Literal["all"] = "all",
+    *,
+    migrations: Sequence[Migration] | None = None,
 ) -> list[Migration]:
     """The migrations that `migrate` would apply. Raises MigrationRefused if history and files disagree."""
     on_disk = load() if migrations is None else list(migrations)
@@ -119,7 +126,9 @@ def check_server(conn: Connection[Any], *, require_logical: bool = True) -> None
             f"This is PostgreSQL {version // 10000}; CloudSync needs {MINIMUM_VERSION // 10000} or newer.",
             hint="Upgrade the server.",
         )
-    row = conn.execute("SELECT current_setting('wal_level'), current_setting('server_encoding'), pg_is_in_recovery()").fetchone()
+    row = conn.execute(
+        "SELECT current_setting('wal_level'), current_setting('server_encoding'), pg_is_in_recovery()"
+    ).fetchone()
     level, encoding, standby = row if row is not None else ("", "", False)
     if standby:
         raise DatabaseUnsuitable("This server is a standby.", hint="Connect to the primary.")
@@ -156,13 +165,17 @@ def migrate(
     with conn:
         check_server(conn, require_logical=require_logical)
         if plan_only:
-            return [AppliedMigration(m.name, m.phase, m.digest, None) for m in plan(conn, phase, migrations=migrations)]
+            return [
+                AppliedMigration(m.name, m.phase, m.digest, None)
+                for m in plan(conn, phase, migrations=migrations)
+            ]
         _set_lock_timeout(conn, round(wait_s * 1000))
         try:
             conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         except pg_errors.LockNotAvailable:
             raise MigrationRefused(
-                f"Another migration of this database has been running for {wait_s:g} s.", hint="Try again when it is done."
+                f"Another migration of this database has been running for {wait_s:g} s.",
+                hint="Try again when it is done.",
             ) from None
         _set_lock_timeout(conn, lock_timeout_ms)
         done = [_apply(conn, migration) for migration in plan(conn, phase, migrations=migrations)]

@@ -1,0 +1,197 @@
+"""Which tables are captured: typed calls of `cloudsync.track`, `untrack` and `touch`, and what they recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+import msgspec
+import psycopg
+from psycopg import Connection
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from cloudsync.errors import CaptureError, NotTracked, TrackRefused
+
+SESSION_SETTINGS: Final[Mapping[str, str]] = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "iso_8601",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+}
+"""Settings under which `row_expression` gives the very JSON that the trigger captures."""
+
+_NOT_TRACKED: Final = "CS002"
+_REFUSALS: Final = "CS"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A column: its type as declared, and with domains resolved; `number` stays when it is renamed."""
+
+    name: str
+    type: str
+    base_type: str
+    not_null: bool
+    generated: bool
+    number: int
+
+
+class TrackedTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `cloudsync.tracked_tables`. Expressions hold `{row}` for a row's alias, `key_condition` also `{key}`."""
+
+    table_id: int
+    relid: int
+    schema_name: str
+    table_name: str
+    key_columns: list[str]
+    tenant_column: str | None
+    tenant_constant: str | None
+    owner_column: str | None
+    audience_function: str | None
+    audience_depends_on: dict[str, dict[str, str]]
+    conflict: str
+    column_policies: dict[str, str]
+    checked: bool
+    columns: list[Column]
+    row_expression: str
+    key_expression: str
+    key_text_expression: str
+    key_condition: str
+    version_floor: int
+    schema_version: int
+    rls_enabled_here: bool
+
+    @property
+    def name(self) -> str:
+        """As `change_log.table_name` and the wire have it: schema.table, unquoted."""
+        return f"{self.schema_name}.{self.table_name}"
+
+    def policy(self, column: str) -> str:
+        """The conflict policy of a column: its own, else the table's."""
+        return self.column_policies.get(column, self.conflict)
+
+
+_QUERY: Final = """
+SELECT table_id, relid::bigint AS relid, schema_name, table_name, key_columns, tenant_column, tenant_constant, owner_column,
+       audience_function::text AS audience_function, audience_depends_on, conflict, column_policies, checked, columns,
+       row_expression, key_expression, key_text_expression, key_condition, version_floor, schema_version, rls_enabled_here
+  FROM cloudsync.tracked_tables
+"""
+
+
+def load_tracked(conn: Connection[Any]) -> list[TrackedTable]:
+    """Every tracked table, by name."""
+    return _load(conn, _QUERY + " ORDER BY schema_name, table_name", ())
+
+
+def track(
+    conn: Connection[Any],
+    table: str,
+    *,
+    tenant_column: str = "tenant_id",
+    tenant: str | None = None,
+    owner_column: str | None = None,
+    audience: str | None = None,
+    audience_depends_on: Mapping[str, Mapping[str, str]] | None = None,
+    conflict: str = "lww",
+    columns: Mapping[str, str] | None = None,
+    checked: bool = False,
+) -> TrackedTable:
+    """Start capturing a table, or change how it is captured; the same call twice changes nothing.
+
+    `tenant` gives the whole table to one tenant, instead of a column. `audience` names a function from a row to the
+    ids of the users who may see it. Raises TrackRefused, with the database's own sentence and hint.
+    """
+    relid = _resolve(conn, table)
+    try:
+        with conn.transaction():
+            conn.execute(
+                "SELECT cloudsync.track(%s::oid::regclass, tenant_column => %s, owner_column => %s, audience => %s,"
+                " audience_depends_on => %s, tenant => %s, conflict => %s, columns => %s, checked => %s)",
+                (
+                    relid,
+                    tenant_column,
+                    owner_column,
+                    audience,
+                    Jsonb(audience_depends_on or {}),
+                    tenant,
+                    conflict,
+                    Jsonb(columns or {}),
+                    checked,
+                ),
+            )
+    except psycopg.Error as error:
+        _refuse(error, table)
+    return _load(conn, _QUERY + " WHERE relid = %s", (relid,))[0]
+
+
+def untrack(conn: Connection[Any], table: str) -> None:
+    """Stop capturing a table and remove what `track` made. Raises NotTracked, TrackRefused."""
+    relid = _resolve(conn, table)
+    try:
+        with conn.transaction():
+            conn.execute("SELECT cloudsync.untrack(%s::oid::regclass)", (relid,))
+    except psycopg.Error as error:
+        _refuse(error, table)
+
+
+def touch(conn: Connection[Any], table: str, key: Mapping[str, Any]) -> int:
+    """Send a row to its readers once more; returns its new version. Raises NotTracked, TrackRefused."""
+    relid = _resolve(conn, table)
+    try:
+        with conn.transaction():
+            row = conn.execute(
+                "SELECT cloudsync.touch(%s::oid::regclass, %s)", (relid, Jsonb(dict(key)))
+            ).fetchone()
+    except psycopg.Error as error:
+        _refuse(error, table)
+    if row is None or row[0] is None:
+        raise TrackRefused(
+            f"{table} has no row with this key.", hint='Give every key column, as in {"id": 7}.'
+        )
+    version: int = row[0]
+    return version
+
+
+def _resolve(conn: Connection[Any], table: str) -> int:
+    """The table's oid: by exact name, `public` if it has no schema, else as SQL would read it."""
+    schema, dot, name = table.partition(".")
+    row = conn.execute(
+        "SELECT coalesce((SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE (n.nspname, c.relname) = (%s, %s)), to_regclass(%s))::bigint",
+        (schema if dot else "public", name if dot else schema, table),
+    ).fetchone()
+    if row is None or row[0] is None:
+        raise TrackRefused(f"There is no table {table}.", hint="Write it as schema.table.")
+    oid: int = row[0]
+    return oid
+
+
+def _refuse(error: psycopg.Error, table: str) -> NoReturn:
+    """The database's refusals as errors of ours; what is no refusal is raised as it is."""
+    state = error.sqlstate or ""
+    sentence = _sentence(error.diag.message_primary or str(error))
+    hint = error.diag.message_hint
+    if state == _NOT_TRACKED:
+        raise NotTracked(sentence, hint=hint) from error
+    if state.startswith(_REFUSALS):
+        raise TrackRefused(sentence, hint=hint) from error
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        raise TrackRefused(sentence, hint=f"Connect as the owner of {table}.") from error
+    if isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName):
+        raise CaptureError(
+            "This database has no CloudSync schema.", hint="Run cloudsync migrate first."
+        ) from error
+    raise error
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _load(conn: Connection[Any], query: str, arguments: tuple[Any, ...]) -> list[TrackedTable]:
+    with conn.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(query.encode(), arguments).fetchall()
+    return msgspec.convert(rows, list[TrackedTable])
