@@ -6,7 +6,8 @@ import argparse
 import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,6 @@ SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line names; 1 if a client lost or was sent something twice, else 0."""
     parsed = _parser().parse_args(list(arguments))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     console = Console(highlight=False)
     status = Console(stderr=True, highlight=False, style="dim")
     names = SCENARIOS if "all" in parsed.scenario else tuple(dict.fromkeys(parsed.scenario))
@@ -40,16 +40,27 @@ def main(arguments: Sequence[str]) -> int:
         say=lambda text: status.print(f"… {text}"),
     )
     results: list[Result] = []
-    for name in names:
-        result = scenario(name)(options)
-        results.append(result)
-        report.show(result, console)
-        if parsed.json is not None:
-            report.write(parsed.json, results)
+    with _ended_cleanly():
+        for name in names:
+            result = scenario(name)(options)
+            results.append(result)
+            report.show(result, console)
+            if parsed.json is not None:
+                report.write(parsed.json, results)
     wrong = any(r.metrics.get("lost") or r.metrics.get("repeated") for r in results)
     if wrong:
         console.print("[red]Something was lost, or sent twice.[/red]")
     return int(wrong)
+
+
+@contextmanager
+def _ended_cleanly() -> Iterator[None]:
+    """A SIGTERM ends the block as an exception does: what was started is stopped."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def scenario(name: str) -> Callable[[Options], Result]:

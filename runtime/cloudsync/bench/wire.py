@@ -83,6 +83,8 @@ class FrameSocket(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._open:
             data = self._handshake(data)
+            if not self._open:
+                return
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""

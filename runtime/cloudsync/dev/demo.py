@@ -93,12 +93,17 @@ class Outcome:
     def equal(self) -> bool:
         return all(difference.equal for _, _, difference in self.differences)
 
+    @property
+    def status(self) -> int:
+        """Of the command: a demonstration in which nothing happened has shown nothing."""
+        return 0 if self.captured and self.equal else 1
+
 
 def main(arguments: Sequence[str]) -> int:
     """0 if every client's view equals SQL at the end, 1 if not, 130 after Ctrl-C."""
     parsed = _parser().parse_args(list(arguments))
     console = Console(highlight=False, soft_wrap=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         console.print("Starting a platform of its own …", style="dim")
         with Platform(PlatformOptions.private(durable=True)) as platform:
@@ -109,7 +114,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("Stopped; nothing is left running.", style="dim")
         return 130
-    return 0 if outcome.equal else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return outcome.status
 
 
 async def _demonstrate(platform: Platform, parsed: argparse.Namespace, console: Console) -> Outcome:
