@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoScriptError
 
 from cloudsync.events import ORIGIN, ChangeEvent, Position
@@ -39,6 +39,7 @@ class FeedWriter:
 
     def __init__(self, redis: Redis, keys: Keys, keyring: Keyring) -> None:
         self._redis = redis
+        self._together = not isinstance(redis, RedisCluster)
         self._keys = keys
         self._keyring = keyring
         self._sealer = keyring.sealer()
@@ -73,8 +74,9 @@ class FeedWriter:
         fed_us = time.time_ns() // 1000
         expected = self.tails
         ends: list[tuple[int, Position]] = []
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            await self._ensure_scripts()
+        await self._ensure_scripts()
+        # One transaction, so that a router that waits for these feeds wakes once for all of them.
+        async with self._redis.pipeline(transaction=self._together) as pipeline:
             for shard, events in batch.items():
                 end = events[-1].position
                 if expected[shard] >= end:

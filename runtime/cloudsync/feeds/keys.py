@@ -6,6 +6,7 @@ tag, so that a script never spans two slots of a cluster.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -123,9 +124,10 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
         """Associated data of a sealed feed entry."""
         return f"{self.database_id}:{self.epoch}:{shard}:{entry_id}".encode()
 
-    def delivery_context(self, gateway_id: str, shard: int, entry_id: str) -> bytes:
-        """Associated data of a sealed delivery."""
-        return f"{self.database_id}:{self.epoch}:{gateway_id}:{shard}:{entry_id}".encode()
+    def delivery_context(self, gateway_id: str, places: Iterable[tuple[int, str]]) -> bytes:
+        """Associated data of a sealed delivery: the gateway, and where each shard is routed to."""
+        where = " ".join(f"{shard}:{entry_id}" for shard, entry_id in places)
+        return f"{self.database_id}:{self.epoch}:{gateway_id}:{where}".encode()
 
 
 def parse_changes_channel(channel: str) -> tuple[Keys, int] | None:

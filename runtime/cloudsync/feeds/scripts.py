@@ -66,20 +66,28 @@ return redis.call('XTRIM', KEYS[1], 'MINID', '=', lsn .. '-' .. string.format('%
 DELIVER: Final = (
     _NEWER
     + """
--- KEYS stream sent token   ARGV shard id payload budget_bytes ttl_ms
+-- KEYS stream sent token   ARGV payload budget_bytes ttl_ms (shard id)...
+-- One step of a router for one gateway: what it means for each shard, chained per shard by the previous id.
 -- 1 appended, 0 it was there already, -1 the gateway is not registered,
 -- -2 over budget: the gateway will see a gap.
 if redis.call('EXISTS', KEYS[3]) == 0 then return -1 end
-local prev = redis.call('HGET', KEYS[2], ARGV[1]) or '0-0'
-if not newer(ARGV[2], prev) then return 0 end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-if redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[3]) > tonumber(ARGV[4]) then
-  redis.call('HINCRBY', KEYS[2], 'bytes', -#ARGV[3])
+local places, fresh = {}, false
+for i = 4, #ARGV, 2 do
+  local prev = redis.call('HGET', KEYS[2], ARGV[i]) or '0-0'
+  places[#places + 1] = ARGV[i] .. ':' .. ARGV[i + 1] .. ':' .. prev
+  if newer(ARGV[i + 1], prev) then
+    fresh = true
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+  end
+end
+if not fresh then return 0 end
+if redis.call('HINCRBY', KEYS[2], 'bytes', #ARGV[1]) > tonumber(ARGV[2]) then
+  redis.call('HINCRBY', KEYS[2], 'bytes', -#ARGV[1])
   return -2
 end
-redis.call('XADD', KEYS[1], '*', 's', ARGV[1], 'p', ARGV[2], 'v', prev, 'd', ARGV[3])
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[1], '*', 'p', table.concat(places, ' '), 'd', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
 return 1
 """
 )

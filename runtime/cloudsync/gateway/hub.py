@@ -175,7 +175,7 @@ class Hub:
 def _for_all(matched: list[Matched]) -> list[tuple[ChangeEvent, Verdict]]:
     events = []
     for event, bits in matched:
-        verdict = shared_verdict(bool(bits & MATCHED_BEFORE), bool(bits & MATCHES_NOW))
+        verdict = shared_verdict(bool(bits & MATCHED_BEFORE), bool(bits & MATCHES_NOW), bits)
         if verdict is not None:
             events.append((event, verdict))
     return events

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 from redis.asyncio import Redis
 
 from cloudsync import logs
 from cloudsync.events import ORIGIN, ROW_OPERATIONS, ChangeEvent, Delivery, Position
+from cloudsync.feeds.deliveries import decode_deliveries, parse_places
 from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import CONSUMED
 from cloudsync.gateway.hub import Hub, Matched
@@ -22,7 +22,6 @@ _BLOCK_MS: Final = 1000
 _COUNT: Final = 128
 _CONSUMED_EVERY_S: Final = 0.5
 
-_decode = msgspec.msgpack.Decoder(Delivery).decode
 _log = logs.get("gateway")
 
 
@@ -86,17 +85,8 @@ class DeliveryStream:
                     canary.set_result(None)
                 continue
             self._unreported_bytes += len(sealed)
-            delivery = self._open(fields, sealed)
-            for event in delivery.events:
-                if event.op not in ROW_OPERATIONS:
-                    self._flush(by_topic)
-                    self._on_table_event(event)
-            for match in delivery.matches:
-                matched = by_topic.setdefault(match.topic_id, [])
-                events = delivery.events
-                matched += [(events[i], bits) for i, bits in zip(match.indexes, match.verdicts, strict=True)]
-            if delivery.events:
-                self.lag_ms = max(0, (time.time_ns() // 1000 - delivery.events[-1].committed_us) // 1000)
+            for delivery in self._open(fields, sealed):
+                self._sort(delivery, by_topic)
         self._flush(by_topic)
         self.last_id = entries[-1][0].decode()
 
@@ -105,19 +95,32 @@ class DeliveryStream:
             self._hub.dispatch(topic_id, matched)
         by_topic.clear()
 
-    def _open(self, fields: dict[bytes, bytes], sealed: bytes) -> Delivery:
-        shard = int(fields[b"s"])
-        entry_id = fields[b"p"].decode()
-        previous = Position.from_entry_id(fields[b"v"])
-        known = self._positions[shard]
-        if previous != known:
-            raise Gap(f"shard {shard}: {previous} expected after {known}")
-        self._positions[shard] = Position.from_entry_id(entry_id)
-        context = self._keys.delivery_context(self._gateway_id, shard, entry_id)
-        delivery = _decode(self._keyring.open(sealed, context))
-        if delivery.events and delivery.events[0].position <= known:
-            _drop_repeats(delivery, known)
-        return delivery
+    def _sort(self, delivery: Delivery, by_topic: dict[str, list[Matched]]) -> None:
+        events = delivery.events
+        for event in events:
+            if event.op not in ROW_OPERATIONS:
+                self._flush(by_topic)
+                self._on_table_event(event)
+        for match in delivery.matches:
+            matched = by_topic.setdefault(match.topic_id, [])
+            matched += [(events[i], bits) for i, bits in zip(match.indexes, match.verdicts, strict=True)]
+        if events:
+            self.lag_ms = max(0, (time.time_ns() // 1000 - events[-1].committed_us) // 1000)
+
+    def _open(self, fields: dict[bytes, bytes], sealed: bytes) -> list[Delivery]:
+        places = parse_places(fields[b"p"].decode())
+        before = {place.shard: self._positions[place.shard] for place in places}
+        for place in places:
+            if place.previous != before[place.shard]:
+                raise Gap(f"shard {place.shard}: {place.previous} expected after {before[place.shard]}")
+            self._positions[place.shard] = max(place.previous, Position.from_entry_id(place.entry_id))
+        context = self._keys.delivery_context(self._gateway_id, [(p.shard, p.entry_id) for p in places])
+        deliveries = decode_deliveries(self._keyring.open(sealed, context))
+        for delivery in deliveries:
+            known = before[delivery.shard]
+            if delivery.events and delivery.events[0].position <= known:
+                _drop_repeats(delivery, known)
+        return deliveries
 
     async def _report(self) -> None:
         """Tell Redis what has been taken, so that the stream stays short and within its budget."""

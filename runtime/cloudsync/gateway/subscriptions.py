@@ -34,7 +34,7 @@ from cloudsync.protocol.messages import (
 from cloudsync.registry.topics import TopicDirectory, make_topic
 from cloudsync.settings import Settings
 from cloudsync.sharding import key_text
-from cloudsync.sync.catalog import Catalog, CatalogTable
+from cloudsync.sync.catalog import Catalog, CatalogTable, TableColumn
 from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
 from cloudsync.sync.where import canonical_columns, canonical_where
 
@@ -245,7 +245,7 @@ class Subscriptions:
                     )
                 )
                 continue
-            if event.op == SCHEMA and not self._adopt(subscription):
+            if event.op in (SCHEMA, DROP) and not self._adopt(subscription):
                 continue
             self._reset(subscription, "truncate" if event.op not in (SCHEMA, DROP) else "schema")
 
@@ -260,7 +260,9 @@ class Subscriptions:
         missing = named - set(table.columns)
         changed = [
             c.column for c in subscription.topic.where
-            if c.column in table.columns and table.columns[c.column].kind != c.kind
+            if c.column in table.columns and _compares_differently(
+                subscription.table.columns[c.column], table.columns[c.column]
+            )
         ]  # fmt: skip
         if missing or changed:
             connection.subscriptions.pop(subscription.id)
@@ -332,6 +334,12 @@ class Subscriptions:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("task failed", exc_info=task.exception())
+
+
+def _compares_differently(before: TableColumn, now: TableColumn) -> bool:
+    """Whether operands in the form of the one type do not fit rows of the other."""
+    numbers_or_text = now.kind in ("integer", "numeric", "float", "text")
+    return before.kind != now.kind or (not numbers_or_text and before.base_type != now.base_type)
 
 
 def _rows(

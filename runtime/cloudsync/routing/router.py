@@ -16,7 +16,17 @@ import msgspec
 import redis
 
 from cloudsync import logs
-from cloudsync.events import ORIGIN, ROW_OPERATIONS, ChangeEvent, Delivery, Position, TopicMatch
+from cloudsync.events import (
+    ONLY_KEEPING,
+    ONLY_LOSING,
+    ORIGIN,
+    ROW_OPERATIONS,
+    ChangeEvent,
+    Delivery,
+    Position,
+    TopicMatch,
+)
+from cloudsync.feeds.deliveries import encode_deliveries
 from cloudsync.feeds.feed import decode_events
 from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
@@ -34,7 +44,6 @@ _JOIN_EVERY_S: Final = 0.05
 _ENTRIES_FIRST: Final = 16
 _ENTRIES_LAST: Final = 64
 
-_encode = msgspec.msgpack.Encoder().encode
 _log = logs.get("routing")
 
 
@@ -185,12 +194,12 @@ class Router:
 
         routed_us = time.time_ns() // 1000
         everyone: list[str] | None = None
-        outgoing: list[tuple[str, int, Position, bytes]] = []
+        outgoing: dict[str, list[tuple[Position, Delivery]]] = {}
         for shard, (end, part) in batches.items():
             if everyone is None and any(e.op not in ROW_OPERATIONS for e in part):
                 everyone = self._live_gateways()
             for gateway_id, delivery in self._route(shard, part, routed_us, everyone or []).items():
-                outgoing.append((gateway_id, shard, end, _encode(delivery)))
+                outgoing.setdefault(gateway_id, []).append((end, delivery))
         self._send(outgoing)
         self._move_done({shard: end for shard, (end, _) in batches.items()})
         self.routed_events += len(events)
@@ -232,6 +241,8 @@ class Router:
                 for gateway_id in everyone:
                     place(gateway_id, number, event)
                 continue
+            twice = event.old_shard is not None and event.old_shard != event.shard
+            part_told = 0 if not twice else ONLY_KEEPING if shard == event.shard else ONLY_LOSING
             for hosted, verdict in self._matcher.match(event):
                 topic_id = hosted.topic.id
                 for gateway_id in hosted.gateways:
@@ -241,7 +252,7 @@ class Router:
                         match = matches[gateway_id, topic_id] = TopicMatch(topic_id, [], [])
                         deliveries[gateway_id].matches.append(match)
                     match.indexes.append(at)
-                    match.verdicts.append(verdict)
+                    match.verdicts.append(verdict | part_told)
         for event in events:
             event.old = _changed_columns(event)
         return deliveries
@@ -250,29 +261,32 @@ class Router:
         members: Any = self._redis.zrange(self._keys.gateways, 0, -1)
         return [m.decode() for m in members]
 
-    def _send(self, outgoing: list[tuple[str, int, Position, bytes]]) -> None:
+    def _send(self, outgoing: dict[str, list[tuple[Position, Delivery]]]) -> None:
+        """One entry for each gateway, whatever number of shards it concerns."""
         if not outgoing:
             return
         with self._redis.pipeline(transaction=False) as pipeline:
-            for gateway_id, shard, end, payload in outgoing:
-                entry_id = end.entry_id
-                sealed = self._sealer.seal(payload, self._keys.delivery_context(gateway_id, shard, entry_id))
+            for gateway_id, parts in outgoing.items():
+                places = [(delivery.shard, end.entry_id) for end, delivery in parts]
+                sealed = self._sealer.seal(
+                    encode_deliveries([delivery for _, delivery in parts]),
+                    self._keys.delivery_context(gateway_id, places),
+                )
                 names = [
                     self._keys.stream(gateway_id),
                     self._keys.sent(gateway_id),
                     self._keys.token(gateway_id),
                 ]
                 budget = self._settings.gateway_stream_budget_bytes
-                pipeline.evalsha(
-                    self._deliver.sha, 3, *names, shard, entry_id, sealed, budget, _STREAM_TTL_MS
-                )
+                arguments = [argument for place in places for argument in place]
+                pipeline.evalsha(self._deliver.sha, 3, *names, sealed, budget, _STREAM_TTL_MS, *arguments)
             answers = pipeline.execute()
-        for (gateway_id, shard, _, _), answer in zip(outgoing, answers, strict=True):
+        for gateway_id, answer in zip(outgoing, answers, strict=True):
             if answer == -1:
                 _log.info("gateway is not registered", gateway=gateway_id)
                 self._registry.forget_gateway(gateway_id)
             elif answer == -2:
-                _log.warning("gateway does not read its stream: over budget", gateway=gateway_id, shard=shard)
+                _log.warning("gateway does not read its stream: over budget", gateway=gateway_id)
 
     def _move_done(self, ends: dict[int, Position]) -> None:
         with self._redis.pipeline(transaction=False) as pipeline:

@@ -11,10 +11,10 @@ from typing import Any
 import redis
 import redis.asyncio
 
-from cloudsync.events import CREATE, ChangeEvent, Delivery, Position
+from cloudsync.events import CREATE, ORIGIN, ChangeEvent, Delivery, Position
+from cloudsync.feeds.deliveries import decode_deliveries, parse_places
 from cloudsync.feeds.feed import FeedWriter
 from cloudsync.feeds.keys import Keys
-from cloudsync.gateway.stream import _decode
 from cloudsync.keyring import Keyring
 
 _numbers = itertools.count(1)
@@ -48,13 +48,14 @@ def deliveries(client: redis.Redis, keys: Keys, keyring: Keyring, gateway_id: st
     """What has been delivered to a gateway, opened, with the chain of `prev` checked per shard."""
     entries: Any = client.xrange(keys.stream(gateway_id))
     found = []
-    last: dict[int, bytes] = {}
+    last: dict[int, Position] = {}
     for _, fields in entries:
-        shard = int(fields[b"s"])
-        assert fields[b"v"] == last.get(shard, b"0-0")
-        last[shard] = fields[b"p"]
-        context = keys.delivery_context(gateway_id, shard, fields[b"p"].decode())
-        found.append(_decode(keyring.open(fields[b"d"], context)))
+        places = parse_places(fields[b"p"].decode())
+        for place in places:
+            assert place.previous == last.get(place.shard, ORIGIN)
+            last[place.shard] = max(place.previous, Position.from_entry_id(place.entry_id))
+        context = keys.delivery_context(gateway_id, [(p.shard, p.entry_id) for p in places])
+        found += decode_deliveries(keyring.open(fields[b"d"], context))
     return found
 
 

@@ -157,12 +157,13 @@ def test_trim_against_its_promise(
 
 def deliver(server: redis.Redis, entry_id: str, *, shard: int = 0, size: int = 10, budget: int = 1000) -> int:
     names = ("{g}stream", "{g}sent", "{g}token")
-    return int(server.eval(scripts.DELIVER, 3, *names, shard, entry_id, b"x" * size, budget, 60_000))
+    return int(server.eval(scripts.DELIVER, 3, *names, b"x" * size, budget, 60_000, shard, entry_id))
 
 
 def chain(server: redis.Redis) -> list[tuple[bytes, bytes, bytes]]:
     entries: Any = server.xrange("{g}stream")
-    return [(f[b"s"], f[b"v"], f[b"p"]) for _, f in entries]
+    places = [tuple(f[b"p"].split(b":")) for _, f in entries]
+    return [(shard, previous, entry_id) for shard, entry_id, previous in places]
 
 
 def test_deliveries_are_chained_per_shard(server: redis.Redis) -> None:

@@ -218,7 +218,7 @@ async def test_leaving_gives_everything_back(client: redis.asyncio.Redis, blocki
 
 def deliver(blocking: redis.Redis, keys: Keys, position: str) -> int:
     names = (keys.stream("gw1"), keys.sent("gw1"), keys.token("gw1"))
-    return int(blocking.eval(scripts.DELIVER, 3, *names, 0, position, b"x", 1000, 3_600_000))  # type: ignore[arg-type]
+    return int(blocking.eval(scripts.DELIVER, 3, *names, b"x", 1000, 3_600_000, 0, position))  # type: ignore[arg-type]
 
 
 async def test_a_quiet_hour_does_not_break_the_chain_of_deliveries(
