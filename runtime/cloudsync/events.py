@@ -97,7 +97,8 @@ class ChangeEvent(msgspec.Struct, array_like=True, gc=False):
 class TopicMatch(msgspec.Struct, array_like=True, gc=False):
     """Which events of a delivery concern a topic, and how: the row's match with its filter before and after.
 
-    `verdicts[i]` belongs to the event at `indexes[i]`: bit 0 = matched before, bit 1 = matches now.
+    `verdicts[i]` belongs to the event at `indexes[i]`: bit 0 = matched before, bit 1 = matches now; bits 2
+    and 3 say that only departures, or all but these, are told through this shard.
     """
 
     topic_id: str
@@ -107,6 +108,10 @@ class TopicMatch(msgspec.Struct, array_like=True, gc=False):
 
 MATCHED_BEFORE: Final = 1
 MATCHES_NOW: Final = 2
+# An event whose owner changed is in two shards. The old owner's tells who loses the row, the new owner's
+# everybody else: in each, that is in order with the row's other events, and nobody is told twice.
+ONLY_LOSING: Final = 4
+ONLY_KEEPING: Final = 8
 
 
 class Delivery(msgspec.Struct, array_like=True, gc=False):

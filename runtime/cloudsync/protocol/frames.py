@@ -19,11 +19,13 @@ from cloudsync.events import (
     DELETE,
     MATCHED_BEFORE,
     MATCHES_NOW,
+    ONLY_LOSING,
     ChangeEvent,
 )
 
 Verdict = Literal["create", "update", "delete"]
 
+_BOTH: Final = MATCHED_BEFORE | MATCHES_NOW
 _OPENINGS: Final[dict[Verdict, str]] = {
     "create": '{"type":"data.create",',
     "update": '{"type":"data.update",',
@@ -52,11 +54,13 @@ def verdict_for(event: ChangeEvent, bits: int, user: str) -> Verdict | None:
     """What the event is to this user: filter and audience, before and now."""
     before = bool(bits & MATCHED_BEFORE) and _holds(event.old_audience, user)
     now = bool(bits & MATCHES_NOW) and _holds(event.audience, user)
-    return shared_verdict(before, now)
+    return shared_verdict(before, now, bits)
 
 
-def shared_verdict(before: bool, now: bool) -> Verdict | None:
-    """What an event is to somebody who saw the row before, or sees it now."""
+def shared_verdict(before: bool, now: bool, bits: int = 0) -> Verdict | None:
+    """What an event is to somebody who saw the row before, or sees it now; None: not told here."""
+    if bits > _BOTH and bool(bits & ONLY_LOSING) is now:
+        return None
     if now:
         return "update" if before else "create"
     return "delete" if before else None
