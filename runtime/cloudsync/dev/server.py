@@ -46,6 +46,7 @@ class EmbeddedServer(ABC):
 
     def start(self) -> Self:
         """Start the server and wait until it answers. Raises PortInUse, StartFailed, PlatformError."""
+        self.stop()  # what is left of one that crashed
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             if self._any_port:
                 self.port = ports.free_port()

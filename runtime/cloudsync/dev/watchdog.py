@@ -10,6 +10,7 @@ This file is also the program of that process, so it imports the standard librar
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -50,6 +51,7 @@ class _Watchdog:
             self._held[key] = message
             news = [message]
             if self._process is None or self._process.poll() is not None:
+                atexit.register(self._end)
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", __file__],
                     stdin=subprocess.PIPE,
@@ -67,12 +69,17 @@ class _Watchdog:
             if self._held.pop(key, None) is None:
                 return
             self._write(message)
-            if not self._held and self._process is not None:
-                process, self._process = self._process, None
-                if process.stdin is not None:
-                    with contextlib.suppress(OSError):
-                        process.stdin.close()
-                process.wait()
+            if not self._held:
+                self._end()
+
+    def _end(self) -> None:
+        """Close the pipe and wait; at our own exit this ends what nobody has ended."""
+        atexit.unregister(self._end)
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+            process.wait()
 
     def _write(self, message: dict[str, Any]) -> None:
         if self._process is None or self._process.stdin is None:

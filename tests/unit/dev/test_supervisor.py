@@ -163,7 +163,8 @@ def test_a_program_that_is_missing_is_a_clear_error(supervisor: Supervisor) -> N
         supervisor.start([ProcessSpec(name="absent", argv=("/nothing-here",))])
 
 
-def test_children_die_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["killed", "returned"])
+def test_children_end_with_a_parent_that_did_not_end_them(tmp_path: Path, ending: str) -> None:
     program = f"""
 import signal
 from pathlib import Path
@@ -181,7 +182,8 @@ supervisor.start([
 supervisor.wait_ready()
 (folder / "pids.new").write_text(" ".join(str(s.pid) for s in supervisor.statuses()))
 (folder / "pids.new").rename(folder / "pids")
-signal.pause()
+if {ending == "killed"}:
+    signal.pause()
 """
     import subprocess
 
@@ -189,8 +191,9 @@ signal.pause()
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": _source()}
     ) as parent:
         pids = [int(pid) for pid in eventually(lambda: _text(tmp_path / "pids"), 20).split()]
-        assert not any(map(_gone, pids))
-        parent.kill()
+        if ending == "killed":
+            assert not any(map(_gone, pids))
+            parent.kill()
 
     eventually(lambda: all(map(_gone, pids)), 15)
     eventually(lambda: not (tmp_path / "temporary").exists())
