@@ -584,7 +584,8 @@ DECLARE
     owner record;
     dependency jsonb;
     shard text;
-    tenant text;
+    tenant_new text;
+    tenant_old text;
     audience text;
     key_differs text;
     delta text;
@@ -597,8 +598,10 @@ DECLARE
 BEGIN
     SELECT * INTO form FROM cloudsync.table_expressions(tracked.relid, tracked.key_numbers);
     SELECT * INTO owner FROM cloudsync.table_columns(tracked.relid) c WHERE c.number = tracked.owner_number;
-    tenant := CASE WHEN tracked.tenant_column IS NULL THEN quote_literal(tracked.tenant_constant)
-                   ELSE format('coalesce({row}.%I::text, '''')', tracked.tenant_column) END;
+    tenant_new := CASE WHEN tracked.tenant_column IS NULL THEN quote_literal(tracked.tenant_constant)
+                       ELSE format('coalesce(NEW.%I::text, '''')', tracked.tenant_column) END;
+    tenant_old := CASE WHEN tracked.tenant_column IS NULL THEN quote_literal(tracked.tenant_constant)
+                       ELSE format('coalesce(OLD.%I::text, '''')', tracked.tenant_column) END;
     shard := form.key_shard;
     IF tracked.owner_number IS NOT NULL THEN
         shard := format('coalesce(%s, %s)',
@@ -699,7 +702,7 @@ $t$,
         /* 7 */ replace(form.key_expression, '{row}', 'NEW'),
         CASE WHEN by_function THEN 'NULL' ELSE old_audience END,
         replace(shard, '{row}', 'OLD'),
-        /* 10 */ cloudsync.log_statements(tracked, 'u', replace(tenant, '{row}', 'NEW'), replace(shard, '{row}', 'NEW'),
+        /* 10 */ cloudsync.log_statements(tracked, 'u', tenant_new, replace(shard, '{row}', 'NEW'),
             CASE WHEN tracked.owner_number IS NULL THEN 'NULL'
                  ELSE format('nullif(%s, %s)', replace(shard, '{row}', 'OLD'), replace(shard, '{row}', 'NEW')) END,
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
@@ -708,12 +711,12 @@ $t$,
             format('cloudsync.stamped(v_changed, %s, cloudsync.change_at())', tracked.version_floor + 1),
             'coalesce(r.fields, ''{}'') || cloudsync.stamped(v_changed, r.version + 1, cloudsync.change_at())', 'NULL', 'NULL'),
         replace(form.key_expression, '{row}', 'OLD'),
-        /* 12 */ previous || cloudsync.log_statements(tracked, 'd', replace(tenant, '{row}', 'OLD'), replace(shard, '{row}', 'OLD'), 'NULL',
+        /* 12 */ previous || cloudsync.log_statements(tracked, 'd', tenant_old, replace(shard, '{row}', 'OLD'), 'NULL',
             replace(form.key_text_expression, '{row}', 'OLD'), replace(form.key_expression, '{row}', 'OLD'),
             'NULL', replace(form.row_expression, '{row}', 'OLD'), old_audience, old_audience,
             first_whole, 'coalesce(r.fields, ''{}'') || ' || next_whole, 'clock_timestamp()', replace(form.row_expression, '{row}', 'OLD')),
         /* 13 */ CASE WHEN by_function THEN format(E'\n        v_audience := %s;', replace(audience, '{row}', 'NEW')) ELSE '' END
-            || cloudsync.log_statements(tracked, 'c', replace(tenant, '{row}', 'NEW'), replace(shard, '{row}', 'NEW'), 'NULL',
+            || cloudsync.log_statements(tracked, 'c', tenant_new, replace(shard, '{row}', 'NEW'), 'NULL',
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
             replace(form.row_expression, '{row}', 'NEW'), 'NULL',
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, '''{}''::text[]',
@@ -1583,6 +1586,7 @@ BEGIN
     SELECT * INTO result FROM cloudsync.register(tbl, tenant_column, owner_column, audience, coalesce(audience_depends_on, '{}'),
         tenant, conflict, coalesce(columns, '{}'), coalesce(checked, false));
     IF result.changed THEN
+        PERFORM set_config('cloudsync.tracking', 'on', true); -- on_ddl() need not look at each step of this
         IF before -> 'dependencies' IS DISTINCT FROM cloudsync.tracked_rule(tbl) -> 'dependencies' THEN
             PERFORM cloudsync.drop_dependency_triggers(result.table_id);
         END IF;
@@ -1590,6 +1594,7 @@ BEGIN
         IF before IS DISTINCT FROM cloudsync.tracked_rule(tbl) THEN
             PERFORM cloudsync.settle(tbl);
         END IF;
+        PERFORM set_config('cloudsync.tracking', '', true);
     END IF;
     RETURN result.table_id;
 END
@@ -1941,6 +1946,9 @@ DECLARE
     result record;
     part oid;
 BEGIN
+    IF current_setting('cloudsync.tracking', true) = 'on' THEN
+        RETURN;
+    END IF;
     FOR command IN SELECT DISTINCT c.classid, c.objid, c.object_type FROM pg_event_trigger_ddl_commands() c LOOP
         IF command.classid = 'pg_proc'::regclass THEN
             PERFORM cloudsync.check_function(command.objid);
