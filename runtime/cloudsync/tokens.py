@@ -71,7 +71,7 @@ class TokenVerifier:
             raise TokenRefused("The token is for another audience.") from None
         except jwt.InvalidIssuerError:
             raise TokenRefused("The token comes from another issuer.") from None
-        except (jwt.PyJWTError, ValueError, RecursionError):
+        except (jwt.PyJWTError, ValueError):
             raise TokenRefused("The token is not valid here.") from None
         tenant, user = claims[self._tenant_claim], claims["sub"]
         if not (

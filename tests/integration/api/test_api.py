@@ -96,7 +96,15 @@ async def test_a_user_has_a_hundred_clients_at_most_even_at_once(
     api: httpx.AsyncClient, bearer: Bearer, settings: Settings
 ) -> None:
     headers = bearer()
-    made = await asyncio.gather(*(api.post("/v1/clients", headers=headers) for _ in range(105)))
+
+    async def register() -> httpx.Response:
+        for _ in range(20):  # a crowd waits for its turn two seconds at most, then is told to come again
+            answer = await api.post("/v1/clients", headers=headers)
+            if answer.status_code != 503:
+                break
+        return answer
+
+    made = await asyncio.gather(*(register() for _ in range(105)))
     assert sorted(answer.status_code for answer in made) == [201] * 100 + [409] * 5
     refused = next(answer for answer in made if answer.status_code == 409)
     assert "100 clients" in failure(refused, 409, "limit_reached")

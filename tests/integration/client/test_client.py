@@ -13,6 +13,9 @@ import pytest
 
 from cloudsync import client as cloudsync_client
 from cloudsync.client import ChangeEvent, Closed, ServerRefused, Unreachable, View
+from cloudsync.client.frames import SyncBatch, decode
+from cloudsync.client.raw import RawConnection
+from cloudsync.client.rest import Rest
 from cloudsync.dev.platform import Platform
 from cloudsync.errors import (
     BadFilter,
@@ -22,6 +25,7 @@ from cloudsync.errors import (
     UnknownColumn,
     UnknownTable,
 )
+from cloudsync.protocol.messages import Subscribed
 
 Token = Callable[[], str]
 
@@ -204,6 +208,32 @@ async def test_refused_subscriptions_name_the_reason_and_leave_the_rest(
             assert refused.value.code in {"unknown_table", "unknown_column", "bad_filter"}
         sql.execute(f"INSERT INTO {table} (id) VALUES (7)")
         await view.wait_for(lambda rows: (7,) in rows, timeout_s=20)
+
+
+async def test_a_raw_connection_hands_over_frames_as_they_come(
+    platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token
+) -> None:
+    sql.execute(f"INSERT INTO {table} (id) VALUES (1)")
+    rest = Rest(platform.api_url)
+    url = await rest.endpoint(token())
+    client_id = await rest.register(token(), name="raw", platform="test")
+    raw = await RawConnection.open(url, token=token(), client_id=client_id)
+    assert raw.welcome.heartbeat_s > 0
+    await raw.subscribe("a", table)
+    async with asyncio.timeout(20):
+        assert isinstance(decode(await raw.receive()), Subscribed)
+        events = []
+        while True:
+            batch = decode(await raw.receive())
+            assert isinstance(batch, SyncBatch)
+            events += batch.events
+            await raw.ack(batch.n)
+            if batch.last:
+                break
+    assert [event.key for event in events] == [{"id": 1}]
+    await raw.close()
+    with pytest.raises(ClientRefused):
+        await RawConnection.open(url, token=token(), client_id="c_unknown")
 
 
 async def test_a_closed_view_is_silent_and_others_go_on(
