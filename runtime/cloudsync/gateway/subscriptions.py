@@ -71,6 +71,8 @@ class Subscriptions:
         self._catalog = Catalog()
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
+        """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -80,11 +82,20 @@ class Subscriptions:
 
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
-        if request.id in connection.subscriptions:
+        asked = self._asked.setdefault(connection, {})
+        if request.id in connection.subscriptions or request.id in asked:
             raise DuplicateSubscription
-        self._start(self._subscribe(connection, request))
+        if len(connection.subscriptions) + len(asked) >= self._settings.subscriptions_per_connection:
+            raise LimitReached(
+                f"A connection may have {self._settings.subscriptions_per_connection} subscriptions at most."
+            )
+        asked[request.id] = self._start(self._subscribe(connection, request))
 
     def unsubscribe(self, connection: Connection, subscription_id: str) -> None:
+        asked = self._asked.get(connection, {}).pop(subscription_id, None)
+        if asked is not None:
+            asked.cancel()
+            return
         subscription = connection.subscriptions.pop(subscription_id, None)
         if subscription is None:
             raise UnknownSubscription(
@@ -104,6 +115,8 @@ class Subscriptions:
 
     def forget(self, connection: Connection) -> None:
         """The connection ended: give up its subscriptions."""
+        for asked in self._asked.pop(connection, {}).values():
+            asked.cancel()
         for subscription in connection.subscriptions.values():
             self._remove(subscription)
         connection.subscriptions.clear()
@@ -131,6 +144,10 @@ class Subscriptions:
         except (CloudSyncError, psycopg.Error, PoolTimeout) as error:
             connection.control(_error(error, request.id))
             return
+        finally:
+            asked = self._asked.get(connection, {})
+            if asked.get(request.id) is asyncio.current_task():
+                del asked[request.id]
         connection.control(Subscribed(request.id, table.schema(subscription.columns)))
         subscription.task = asyncio.current_task()
         await self._establish(subscription, with_snapshot=request.snapshot)
@@ -138,10 +155,6 @@ class Subscriptions:
     async def _prepare(self, connection: Connection, request: Subscribe) -> tuple[CatalogTable, Subscription]:
         if connection.principal is None or not connection.live:
             raise RequestError("The connection is closing.")
-        if len(connection.subscriptions) >= self._settings.subscriptions_per_connection:
-            raise LimitReached(
-                f"A connection may have {self._settings.subscriptions_per_connection} subscriptions at most."
-            )
         if not self._catalog.knows(request.table):
             await self.load_catalog()
         table = self._catalog.find(request.table)
@@ -151,8 +164,6 @@ class Subscriptions:
                 where = await canonical_where(database, table, request.where)
         else:
             where = ()
-        if request.id in connection.subscriptions:
-            raise DuplicateSubscription
         if not connection.live:
             raise RequestError("The connection is closing.")
         topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)

@@ -36,7 +36,7 @@ def writers(world: World, step: Step, count: int = 3) -> Iterator[None]:
         chance = random.Random(seed)
         try:
             with psycopg.connect(world.url, options="-c deadlock_timeout=5ms") as connection:
-                while not halt.is_set():
+                while not halt.wait(0.02):  # more than the reader in this process could take otherwise
                     try:
                         step(connection, chance)
                         (connection.rollback if chance.random() < 0.1 else connection.commit)()

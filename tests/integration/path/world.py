@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections.abc import Callable
@@ -142,6 +143,8 @@ class Watcher:
         self.closed: tuple[int, str] | None = None
         self.acks = acks
         self.expected_n = 1
+        self._acking: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._read())
 
     async def subscribe(self, id_: str, table: str, *, wait: bool = True, **options: Any) -> Subscribed:
@@ -156,7 +159,11 @@ class Watcher:
         await self.raw.socket.send(json.dumps(frame) if isinstance(frame, dict) else frame)
 
     async def until(self, condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
-        return await eventually_async(condition, timeout_s)
+        try:
+            return await eventually_async(condition, timeout_s)
+        except AssertionError as late:
+            state = f"{len(self.frames)} frames, closed: {self.closed}, last: {self.frames[-1:]!r:.300}"
+            raise AssertionError(f"{late}; {self.user} has {state}") from None
 
     def control(self, type_: str, **fields: Any) -> dict[str, Any] | None:
         """The first control frame of a type with these fields."""
@@ -172,6 +179,8 @@ class Watcher:
     async def close(self) -> None:
         await self.raw.close()
         await self._task
+        if self._acking is not None:
+            self._acking.cancel()
 
     async def _read(self) -> None:
         try:
@@ -179,11 +188,19 @@ class Watcher:
                 data = await self.raw.receive()
                 self.frames.append(data)
                 self._take(json.loads(data))
-                if self.acks and json.loads(data).get("n"):
-                    await self.raw.ack(json.loads(data)["n"])
+                if self.acks and self.expected_n > 1 and self._acking is None:
+                    self._acking = asyncio.get_running_loop().call_later(0.02, self._acknowledge)
         except ConnectionClosed as closed:
             received = closed.rcvd
             self.closed = (received.code, received.reason) if received else (1006, "")
+
+    def _acknowledge(self) -> None:
+        self._acking = None
+        self._sending = asyncio.create_task(self._send_ack())
+
+    async def _send_ack(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            await self.raw.ack(self.expected_n - 1)
 
     def _take(self, frame: dict[str, Any]) -> None:
         if "n" not in frame:
