@@ -11,7 +11,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from cloudsync import logs
-from cloudsync.errors import AccessError, ClientRefused, LimitReached, RequestError, TokenRefused
+from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
 from cloudsync.gateway.connection import Connection, Message
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.protocol.codes import Close
@@ -88,7 +88,7 @@ class WebSocketHandler:
         try:
             principal = await self._verify(token)
         except TokenRefused as error:
-            connection.close(Close.BAD_TOKEN, Error(error.code, str(error)))
+            connection.close(_close_for(error), Error(error.code, str(error)))
             return False
         if len(gateway.connections) > gateway.settings.connections_per_gateway:
             error_frame = Error("limit_reached", "This gateway has all the connections that it may have.")
@@ -156,8 +156,8 @@ class WebSocketHandler:
                 connection.control(Error(error.code, str(error)))
             except BadAck as error:
                 connection.close(Close.PROTOCOL_ERROR, Error(error.code, str(error)))
-            except AccessError as error:
-                connection.close(Close.BAD_TOKEN, Error(error.code, str(error)))
+            except TokenRefused as error:
+                connection.close(_close_for(error), Error(error.code, str(error)))
             except RequestError as error:
                 connection.control(Error(error.code, str(error), _reference(text)))
                 bad_frames += error.code == "bad_frame"
@@ -196,6 +196,11 @@ class NotSupported(RequestError):
     """This server does not carry this out yet."""
 
     code = "not_supported"
+
+
+def _close_for(error: TokenRefused) -> Close:
+    """A token that cannot be judged right now is no reason for a client to stop for good."""
+    return Close.SERVER_ERROR if isinstance(error, KeysUnreachable) else Close.BAD_TOKEN
 
 
 def _offered(scope: Message) -> tuple[str | None, str]:

@@ -66,12 +66,19 @@ class Subscription:
         self.task: asyncio.Task[None] | None = None
 
     def hold(self, events: Iterable[Matched]) -> int:
-        """Keep events for later; returns the bytes held."""
+        """Keep events for later, but for those that a snapshot has shown; returns the bytes held."""
         assert self.held is not None  # noqa: S101 - callers look first
         for event, bits in events:
-            self.held.append((event, bits))
-            self.held_bytes += 300 + len(event.row or b"")
+            if not self.visibility.includes(event.xid):
+                self.held.append((event, bits))
+                self.held_bytes += 300 + len(event.row or b"")
         return self.held_bytes
+
+    def show(self, visibility: Visibility) -> None:
+        """A snapshot is open: what it contains need not be held. A bulk load just before it may be large."""
+        self.visibility = visibility
+        held, self.held, self.held_bytes = self.held or [], [], 0
+        self.hold(held)
 
 
 class HostedTopic:

@@ -141,7 +141,7 @@ class Subscriptions:
     async def _subscribe(self, connection: Connection, request: Subscribe) -> None:
         try:
             table, subscription = await self._prepare(connection, request)
-        except (CloudSyncError, psycopg.Error, PoolTimeout) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for ever
             connection.control(_error(error, request.id))
             return
         finally:
@@ -179,9 +179,8 @@ class Subscriptions:
             await self._register(self._hub.topic(subscription.topic))  # (b)
             async with self._snapshots:
                 await self._snapshot(subscription, send=with_snapshot)  # (c), (d)
-        except (psycopg.Error, PoolTimeout, RedisError, OSError, CloudSyncError) as error:
+        except Exception as error:  # noqa: BLE001 - as above
             if subscription.id in connection.subscriptions and connection.live:
-                _log.warning("subscribing failed", reason=type(error).__name__, table=subscription.table.name)
                 connection.subscriptions.pop(subscription.id, None)
                 self._remove(subscription)
                 connection.control(_error(error, subscription.id))
@@ -198,7 +197,7 @@ class Subscriptions:
             self._pool.connection(timeout=30) as database,
             open_snapshot(database, connection.principal, table, subscription.topic.where) as snapshot,
         ):
-            subscription.visibility = snapshot.visibility
+            subscription.show(snapshot.visibility)
             if not send:
                 return
             count = 0
@@ -363,6 +362,10 @@ def _rows(
 
 
 def _error(error: Exception, ref: str) -> Error:
+    """What the client is told; what it may not see goes to the log."""
     if isinstance(error, CloudSyncError):
         return Error(error.code, str(error), ref)
-    return Error("unavailable", "The database cannot be asked right now; try again.", ref)
+    _log.warning("request failed", reason=type(error).__name__, exc_info=error)
+    if isinstance(error, (psycopg.OperationalError, PoolTimeout, RedisError, OSError)):
+        return Error("unavailable", "The server cannot do this right now; try again.", ref)
+    return Error("internal", "The server met an error of its own.", ref)
