@@ -365,7 +365,10 @@ def _error(error: Exception, ref: str) -> Error:
     """What the client is told; what it may not see goes to the log."""
     if isinstance(error, CloudSyncError):
         return Error(error.code, str(error), ref)
-    _log.warning("request failed", reason=type(error).__name__, exc_info=error)
+    if isinstance(error, psycopg.Error):  # its message may quote values
+        _log.warning("request failed", reason=type(error).__name__, sqlstate=error.sqlstate)
+    else:
+        _log.warning("request failed", reason=type(error).__name__, exc_info=error)
     if isinstance(error, (psycopg.OperationalError, PoolTimeout, RedisError, OSError)):
         return Error("unavailable", "The server cannot do this right now; try again.", ref)
     return Error("internal", "The server met an error of its own.", ref)
