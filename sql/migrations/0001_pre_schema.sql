@@ -1199,6 +1199,19 @@ BEGIN
 END
 $$;
 
+-- Schema and name of a written name; found in the catalog, because cloudsync_owner need not have a right to the schema yet.
+CREATE FUNCTION cloudsync.name_parts(name text, default_schema text) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    parts text[] := parse_ident(name);
+BEGIN
+    RETURN CASE cardinality(parts) WHEN 1 THEN default_schema || parts ELSE parts END;
+EXCEPTION WHEN invalid_parameter_value THEN
+    RETURN ARRAY[NULL, NULL];
+END
+$$;
+
 -- An audience function runs as its owner, or as cloudsync_owner if its owner is trusted with that anyway.
 CREATE FUNCTION cloudsync.check_audience(rel oid, audience regprocedure) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -1232,7 +1245,8 @@ DECLARE
     entry record;
     pair record;
     other oid;
-    number smallint;
+    policy_number smallint;
+    parts text[];
     pairs jsonb;
 BEGIN
     IF NOT cloudsync.may_manage(rel) THEN
@@ -1277,17 +1291,13 @@ BEGIN
     END IF;
 
     IF p_audience IS NOT NULL THEN
-        BEGIN
-            wanted.audience_function := CASE WHEN p_audience LIKE '%(%' THEN to_regprocedure(p_audience)
-                                             ELSE to_regprocedure(format('%s(%s)', p_audience, rel::regclass)) END;
-        EXCEPTION WHEN OTHERS THEN
-            wanted.audience_function := NULL; -- not even a name
-        END;
-        IF wanted.audience_function IS NULL OR NOT EXISTS (
-            SELECT FROM pg_proc p JOIN pg_class c ON c.oid = rel
-            WHERE p.oid = wanted.audience_function AND p.pronargs = 1 AND p.proargtypes[0] = c.reltype) THEN
-            RAISE EXCEPTION 'there is no audience function %(%)', p_audience, name
-                USING ERRCODE = 'CS008', HINT = 'It takes a row of the table, and its name is written with its schema.';
+        parts := cloudsync.name_parts(split_part(p_audience, '(', 1), class.nspname);
+        SELECT p.oid INTO wanted.audience_function
+        FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace JOIN pg_class c ON c.oid = rel
+        WHERE n.nspname = parts[1] AND p.proname = parts[2] AND p.pronargs = 1 AND p.proargtypes[0] = c.reltype;
+        IF wanted.audience_function IS NULL THEN
+            RAISE EXCEPTION 'there is no audience function %(%)', split_part(p_audience, '(', 1), name
+                USING ERRCODE = 'CS008', HINT = 'It takes a row of the table; write its name with its schema.';
         END IF;
         PERFORM cloudsync.check_audience(rel, wanted.audience_function);
     END IF;
@@ -1297,12 +1307,12 @@ BEGIN
             USING ERRCODE = 'CS009', HINT = 'columns => ''{"body": "ot"}'', audience_depends_on => ''{"public.members": {"project_id": "project_id"}}''';
     END IF;
     FOR entry IN SELECT * FROM jsonb_each_text(p_policies) LOOP
-        number := cloudsync.column_number(rel, entry.key, 'policy');
+        policy_number := cloudsync.column_number(rel, entry.key, 'policy');
         IF entry.value NOT IN ('lww', 'ot', 'manual') OR entry.value IS NULL THEN
             RAISE EXCEPTION 'there is no conflict policy "%" (column %)', entry.value, entry.key
                 USING ERRCODE = 'CS009', HINT = 'Use lww, ot or manual.';
         END IF;
-        IF entry.value = 'ot' AND NOT EXISTS (SELECT FROM cloudsync.table_columns(rel) c WHERE c.number = register.number
+        IF entry.value = 'ot' AND NOT EXISTS (SELECT FROM cloudsync.table_columns(rel) c WHERE c.number = policy_number
                                              AND c.base_type IN ('text', 'character varying')) THEN
             RAISE EXCEPTION 'column % cannot be edited with text operations: it is not text', entry.key
                 USING ERRCODE = 'CS009', HINT = 'ot is for columns of type text.';
@@ -1317,7 +1327,9 @@ BEGIN
     wanted.audience_depends_on := p_depends_on;
     wanted.dependencies := '[]';
     FOR entry IN SELECT * FROM jsonb_each(p_depends_on) ORDER BY key LOOP
-        other := to_regclass(entry.key);
+        parts := cloudsync.name_parts(entry.key, class.nspname);
+        SELECT c.oid INTO other FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = parts[1] AND c.relname = parts[2];
         IF other IS NULL THEN
             RAISE EXCEPTION 'the table % that the audience depends on does not exist', entry.key
                 USING ERRCODE = 'CS008', HINT = 'Write it with its schema.';
@@ -1381,14 +1393,6 @@ BEGIN
     table_id := wanted.table_id;
     changed := cloudsync.generate(table_id) OR before.table_id IS NULL;
 
-    IF wanted.audience_function IS NOT NULL AND changed THEN
-        BEGIN
-            EXECUTE format('SELECT cloudsync.audience_%s(jsonb_populate_record(NULL::%s, ''{}''))', table_id, rel::regclass);
-        EXCEPTION WHEN OTHERS THEN
-            RAISE EXCEPTION 'the audience function fails: %', SQLERRM
-                USING ERRCODE = 'CS008', HINT = 'It is called with the search_path pg_catalog: write names with their schema, or give it a SET search_path; every read table must be granted to its owner.';
-        END;
-    END IF;
     IF before.table_id IS NOT NULL AND (before.tenant_column, before.tenant_constant, before.owner_column, before.audience_function, before.dependencies)
            IS DISTINCT FROM (wanted.tenant_column, wanted.tenant_constant, wanted.owner_column, wanted.audience_function, wanted.dependencies) THEN
         changed := true;
@@ -1617,6 +1621,14 @@ DECLARE
     tracked record;
 BEGIN
     SELECT * INTO tracked FROM cloudsync.tracked(rel);
+    IF tracked.audience_function IS NOT NULL THEN
+        BEGIN
+            EXECUTE format('SELECT cloudsync.audience_%s(jsonb_populate_record(NULL::%s, ''{}''))', tracked.table_id, rel::regclass);
+        EXCEPTION WHEN OTHERS THEN
+            RAISE EXCEPTION 'the audience function % fails: %', tracked.audience_function, SQLERRM
+                USING ERRCODE = 'CS008', HINT = 'It is called with the search_path pg_catalog: write names with their schema, or give it a SET search_path. It reads the tables in audience_depends_on; others must be granted to its owner, or to cloudsync_owner if it is not SECURITY DEFINER.';
+        END;
+    END IF;
     PERFORM cloudsync.record_audiences(tracked.table_id);
     PERFORM cloudsync.drop_functions(tracked.table_id);
 END
