@@ -77,7 +77,9 @@ def show(result: Result, console: Console) -> None:
     shown = {
         name: value
         for name, value in result.metrics.items()
-        if not name.startswith(("cpu_percent_", "memory_kb_", *(f"{stage}_p" for stage in STAGES)))
+        if "cpu_percent_" not in name
+        and "memory_kb_" not in name
+        and not name.startswith(tuple(f"{stage}_p" for stage in STAGES))
     }
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in shown.items():

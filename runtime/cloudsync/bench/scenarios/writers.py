@@ -14,8 +14,10 @@ import psycopg
 from cloudsync.bench import pgbench
 from cloudsync.bench.options import Options, now
 from cloudsync.bench.pgbench import Writers, Written
-from cloudsync.bench.report import Result
+from cloudsync.bench.report import Phase, Result
+from cloudsync.bench.stages import Latencies
 from cloudsync.bench.target import TENANT, Target
+from cloudsync.bench.usage import Usage
 
 _ROWS_PER_SCALE: Final = 100_000
 _TABLE: Final = "public.pgbench_accounts"
@@ -27,6 +29,7 @@ def run(options: Options) -> Result:
     scale, rounds = options.scale or 10, options.rounds or 3
     started = now()
     found: dict[str, list[Written]] = {"untracked": [], "tracked": []}
+    phases: dict[str, Phase] = {}
     script = (
         f"\\set aid random(1, {_ROWS_PER_SCALE * scale})\n"
         "UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid = :aid;\n"
@@ -38,7 +41,9 @@ def run(options: Options) -> Result:
             for number in range(1, rounds + 1):
                 for kind, written in found.items():
                     _prepare(connection, kind)
+                    usage = Usage(target.processes())
                     run_of = _write(target, script, clients=clients, seconds=seconds)
+                    phases[kind] = Phase(f"{kind}, last round", Latencies(), usage.end())
                     written.append(run_of)
                     options.say(f"round {number} of {rounds}: {kind} {run_of.per_s:,.0f} commits/s")
             _prepare(connection, "untracked")
@@ -47,7 +52,7 @@ def run(options: Options) -> Result:
             )
     pairs = list(zip(found["untracked"], found["tracked"], strict=True))
     untracked, tracked = (median(w.per_s for w in found[kind]) for kind in ("untracked", "tracked"))
-    metrics = {
+    metrics: dict[str, float] = {
         "commit_ratio": round(median(u.per_s / t.per_s for u, t in pairs), 3),
         "untracked_commits_per_s": round(untracked, 1),
         "tracked_commits_per_s": round(tracked, 1),
@@ -56,6 +61,9 @@ def run(options: Options) -> Result:
     }
     for kind, written in found.items():
         metrics[f"{kind}_commit_p95_ms"] = round(median(w.p95_ms or 0.0 for w in written), 2)
+    for kind, phase in phases.items():
+        if phase.usage is not None:
+            metrics.update({f"{kind}_{name}": value for name, value in phase.usage.metrics().items()})
     ratios = ", ".join(f"{u.per_s:,.0f}/{t.per_s:,.0f} = {u.per_s / t.per_s:.2f}" for u, t in pairs)
     return Result(
         scenario="writers",
@@ -68,6 +76,7 @@ def run(options: Options) -> Result:
             "rounds": rounds,
         },
         metrics=metrics,
+        phases=list(phases.values()),
         notes=[f"rounds, untracked/tracked: {ratios}"],
     )
 
