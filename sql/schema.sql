@@ -1204,8 +1204,9 @@ CREATE FUNCTION cloudsync.name_parts(name text, default_schema text) RETURNS tex
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    parts text[] := parse_ident(name);
+    parts text[];
 BEGIN
+    parts := parse_ident(name);
     RETURN CASE cardinality(parts) WHEN 1 THEN default_schema || parts ELSE parts END;
 EXCEPTION WHEN invalid_parameter_value THEN
     RETURN ARRAY[NULL, NULL];
@@ -1476,15 +1477,12 @@ DECLARE
     relation regclass;
     part regclass;
     sequence regclass;
-    schema_name text;
     condition text;
     n integer := 0;
     event record;
 BEGIN
     SELECT * INTO tracked FROM cloudsync.tracked(rel);
-    SELECT c.relnamespace::regnamespace::text INTO schema_name FROM pg_class c WHERE c.oid = rel;
 
-    EXECUTE format('GRANT USAGE ON SCHEMA %s TO cloudsync_client, cloudsync_owner', schema_name);
     EXECUTE format('GRANT SELECT ON %s TO cloudsync_owner', rel);
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO cloudsync_client', rel);
     FOR sequence IN
@@ -1535,7 +1533,6 @@ BEGIN
         n := n + 1;
         relation := (dependency ->> 'relation')::oid;
         EXECUTE format('GRANT SELECT ON %s TO cloudsync_owner', relation);
-        EXECUTE format('GRANT USAGE ON SCHEMA %s TO cloudsync_owner', (SELECT c.relnamespace::regnamespace FROM pg_class c WHERE c.oid = relation));
         FOR event IN
             SELECT * FROM (VALUES ('insert', 'REFERENCING NEW TABLE AS new_rows'), ('delete', 'REFERENCING OLD TABLE AS old_rows'),
                 ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'), ('truncate', '')) AS e (name, tables)
@@ -1575,6 +1572,32 @@ BEGIN
 END
 $$;
 
+-- Lets CloudSync's roles find what is in the schemas that a table and its audience need.
+CREATE FUNCTION cloudsync.grant_usage(tbl regclass, audience text, dependencies text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    here text := (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tbl);
+    schema text;
+    role text;
+BEGIN
+    FOR schema IN
+        SELECT here UNION SELECT (cloudsync.name_parts(split_part(audience, '(', 1), here))[1]
+        UNION SELECT (cloudsync.name_parts(d, here))[1] FROM unnest(dependencies) d
+    LOOP
+        CONTINUE WHEN NOT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = schema);
+        FOREACH role IN ARRAY ARRAY['cloudsync_owner', 'cloudsync_client'] LOOP
+            CONTINUE WHEN has_schema_privilege(role, schema, 'USAGE') OR role = 'cloudsync_client' AND schema <> here;
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', schema, role);
+            IF NOT has_schema_privilege(role, schema, 'USAGE') THEN
+                RAISE EXCEPTION 'the right to use the schema % cannot be given to %', schema, role
+                    USING ERRCODE = 'CS001', HINT = format('Its owner can: GRANT USAGE ON SCHEMA %I TO cloudsync_owner, cloudsync_client', schema);
+            END IF;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
 -- Starts capturing a table. Twice the same does nothing; other arguments change what is there.
 CREATE FUNCTION cloudsync.track(tbl regclass, tenant_column text DEFAULT 'tenant_id', owner_column text DEFAULT NULL,
     audience text DEFAULT NULL, audience_depends_on jsonb DEFAULT '{}', tenant text DEFAULT NULL, conflict text DEFAULT 'lww',
@@ -1585,8 +1608,13 @@ DECLARE
     result record;
     before jsonb;
 BEGIN
-    EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', tbl);
+    IF (SELECT c.relkind FROM pg_class c WHERE c.oid = tbl) IN ('r', 'p') THEN -- others are refused below
+        EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', tbl);
+    END IF;
     before := cloudsync.tracked_rule(tbl);
+    IF cloudsync.may_manage(tbl) AND jsonb_typeof(audience_depends_on) = 'object' THEN
+        PERFORM cloudsync.grant_usage(tbl, audience, ARRAY(SELECT jsonb_object_keys(audience_depends_on)));
+    END IF;
     SELECT * INTO result FROM cloudsync.register(tbl, tenant_column, owner_column, audience, coalesce(audience_depends_on, '{}'),
         tenant, conflict, coalesce(columns, '{}'), coalesce(checked, false));
     IF result.changed THEN
@@ -1644,14 +1672,15 @@ DECLARE
 BEGIN
     SELECT * INTO tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
     FOR function IN
-        SELECT p.oid::regprocedure AS signature FROM pg_proc p
+        SELECT p.oid::regprocedure AS signature, p.proname FROM pg_proc p
         WHERE p.pronamespace = 'cloudsync'::regnamespace
           AND (p.proname = 'capture_' || p_table_id AND tracked.table_id IS NULL
                OR p.proname = 'audience_' || p_table_id AND tracked.audience_function IS NULL
                OR p.proname LIKE 'depends\_' || p_table_id || '\_%'
                   AND coalesce(split_part(p.proname, '_', 3)::integer > jsonb_array_length(tracked.dependencies), true))
     LOOP
-        EXECUTE format('DROP FUNCTION %s', function.signature);
+        EXECUTE format('DROP FUNCTION %s%s', function.signature, -- with the triggers on what a dropped table depended on
+            CASE WHEN function.proname LIKE 'depends%' THEN ' CASCADE' ELSE '' END);
     END LOOP;
 END
 $$;
@@ -1692,7 +1721,7 @@ DECLARE
     part regclass;
     policy text;
     sequence regclass;
-    schema oid := (SELECT c.relnamespace FROM pg_class c WHERE c.oid = tbl);
+    schema oid;
 BEGIN
     SELECT * INTO tracked FROM cloudsync.tracked(tbl);
     EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', tbl);
@@ -1709,6 +1738,7 @@ BEGIN
     IF tracked.rls_enabled_here THEN
         EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', tbl);
     END IF;
+    PERFORM cloudsync.drop_functions(tracked.table_id);
     EXECUTE format('REVOKE ALL ON %s FROM cloudsync_client, cloudsync_owner', tbl);
     FOR sequence IN
         SELECT d.objid FROM pg_depend d JOIN pg_class c ON c.oid = d.objid AND c.relkind = 'S'
@@ -1721,10 +1751,15 @@ BEGIN
             EXECUTE format('REVOKE SELECT ON %s FROM cloudsync_owner', part);
         END IF;
     END LOOP;
-    IF NOT cloudsync.is_used(schema) THEN
-        EXECUTE format('REVOKE USAGE ON SCHEMA %s FROM cloudsync_client, cloudsync_owner', schema::regnamespace);
-    END IF;
-    PERFORM cloudsync.drop_functions(tracked.table_id);
+    FOR schema IN
+        SELECT c.relnamespace FROM pg_class c
+        WHERE c.oid = tbl OR c.oid IN (SELECT (d ->> 'relation')::oid FROM jsonb_array_elements(tracked.dependencies) d)
+        UNION SELECT p.pronamespace FROM pg_proc p WHERE p.oid = tracked.audience_function
+    LOOP
+        IF NOT cloudsync.is_used(schema) THEN
+            EXECUTE format('REVOKE USAGE ON SCHEMA %s FROM cloudsync_client, cloudsync_owner', schema::regnamespace);
+        END IF;
+    END LOOP;
 END
 $$;
 
@@ -1737,6 +1772,7 @@ AS $$
         CROSS JOIN LATERAL (SELECT t.relid UNION ALL SELECT (d ->> 'relation')::oid FROM jsonb_array_elements(t.dependencies) d) AS used (relid)
         JOIN pg_class c ON c.oid = used.relid
         WHERE object IN (c.oid, c.relnamespace))
+        OR EXISTS (SELECT FROM cloudsync.tracked_tables t JOIN pg_proc p ON p.oid = t.audience_function WHERE p.pronamespace = object)
 $$;
 
 -- Sends a row as it is now to everybody who may see it. Returns its version; null if there is no such row.
@@ -2192,6 +2228,8 @@ GRANT EXECUTE ON FUNCTION
     cloudsync.may_manage(oid),
     cloudsync.register(oid, text, text, text, jsonb, text, text, jsonb, boolean),
     cloudsync.install(regclass),
+    cloudsync.grant_usage(regclass, text, text[]),
+    cloudsync.name_parts(text, text),
     cloudsync.install_truncate(regclass),
     cloudsync.capture_truncate(),
     cloudsync.drop_dependency_triggers(integer),
