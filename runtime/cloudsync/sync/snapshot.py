@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -68,7 +68,10 @@ async def open_snapshot(
         row = await cursor.fetchone()
         _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
         visibility = Visibility(int(xmax), frozenset(map(int, filter(None, running.split(",")))))
-        yield Snapshot(visibility, _pages(connection, table, where, key))
+        # Closed here: left to the garbage collector, a generator that was broken off would close the cursor
+        # of whoever has the connection by then.
+        async with aclosing(_pages(connection, table, where, key)) as pages:
+            yield Snapshot(visibility, pages)
 
 
 async def assume(connection: AsyncConnection[Any], principal: Principal) -> None:
@@ -82,7 +85,7 @@ async def assume(connection: AsyncConnection[Any], principal: Principal) -> None
 
 async def _pages(
     connection: AsyncConnection[Any], table: CatalogTable, where: tuple[Condition, ...], key: str | None
-) -> AsyncIterator[list[SnapshotRow]]:
+) -> AsyncGenerator[list[SnapshotRow], None]:
     condition, parameters = where_sql(table, where)
     key_text = _expression(table.key_text_expression)
     if key is not None:
