@@ -359,12 +359,6 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (SELECT pg_catalog.jsonb_object_agg(name, pg_catalog.jsonb_build_object('v', version, 'at', at))
         FROM pg_catalog.jsonb_object_keys(changed) AS name);
 
--- The same from text, for the write path: `"name":\x01,` for each field.
-CREATE FUNCTION cloudsync.stamped(changed text, version bigint, at text) RETURNS jsonb
-LANGUAGE sql STABLE PARALLEL SAFE
-RETURN ('{' || pg_catalog.replace(pg_catalog.rtrim(coalesce(changed, ''), ','), E'\x01',
-    '{"v":' || version::text || ',"at":' || pg_catalog.to_json(at)::text || '}') || '}')::jsonb;
-
 -- Whether this backend applies changes of a subscription; asked only where session_replication_role is replica.
 CREATE FUNCTION cloudsync.applies_subscription() RETURNS boolean
 LANGUAGE sql STABLE
@@ -492,12 +486,12 @@ BEGIN
           GROUP BY chunk) chunks;
 
     SELECT 'jsonb_build_object(' || string_agg(quote_literal(c.name) || ', ' || cloudsync.value_of(c.json_form, '{row}', c.name), ', ' ORDER BY k.n) || ')',
-           '''['' || ' || string_agg(
+           'concat(''['', ' || string_agg(
                CASE
-                   WHEN c.base_type IN ('integer', 'smallint', 'boolean') THEN format('{row}.%I::text', c.name)
-                   WHEN c.base_type IN ('bigint', 'numeric', 'uuid') THEN format('''"'' || {row}.%I::text || ''"''', c.name)
-                   ELSE 'to_jsonb(' || cloudsync.value_of(c.json_form, '{row}', c.name) || ')::text'
-               END, ' || '','' || ' ORDER BY k.n) || ' || '']''',
+                   WHEN c.base_type IN ('integer', 'smallint') THEN format('{row}.%I', c.name)
+                   WHEN c.base_type IN ('bigint', 'numeric', 'uuid') THEN format('''"'', {row}.%I, ''"''', c.name)
+                   ELSE 'to_jsonb(' || cloudsync.value_of(c.json_form, '{row}', c.name) || ')'
+               END, ', '','', ' ORDER BY k.n) || ', '']'')',
            string_agg(format('{row}.%I = ', c.name) || CASE
                WHEN c.base = 'bytea'::regtype THEN format('decode({key}->>%L, ''base64'')', c.name)
                ELSE format('({key}->>%L)::%s', c.name, c.type)
@@ -552,30 +546,30 @@ AS $$
     FROM cloudsync.table_columns(rel) c
 $$;
 
--- The two statements that log one event: the row's new version, then the event.
--- Two of them cost a quarter less than one with a WITH clause; the floor is a constant, because reading it costs as
--- much as a third of the upsert.
+-- The two statements that log one event: the row's new version, then the event. They are the price of every write:
+-- two of them cost a quarter less than one with a WITH clause, the floor is a constant because reading it costs a third
+-- of the upsert, and every function in them is looked up and checked again each time, so there are as few as can be.
+-- v_changed holds the fields' stamps as JSON with the character 2 for the version.
 CREATE FUNCTION cloudsync.log_statements(tracked cloudsync.tracked_tables, op text, tenant text, shard text, old_shard text,
     key_text text, key_json text, new_row text, old_row text, audience text, old_audience text,
-    first_fields text, next_fields text, deleted text, image text) RETURNS text
+    kept_fields text, deleted text, image text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format($t$
         INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience, fields, deleted_at, image)
-        VALUES (%1$s, %2$s, %3$s, %4$s, %5$s, %6$s, %7$s)
+        VALUES (%1$s, %2$s, %3$s, %4$s, replace(v_changed, E'\x02', '%3$s')::jsonb, %6$s, %7$s)
         ON CONFLICT (table_id, key) DO UPDATE SET version = r.version + 1, audience = excluded.audience,
-            fields = %8$s, deleted_at = %6$s, image = %7$s
+            fields = %5$sreplace(v_changed, E'\x02', (r.version + 1)::text)::jsonb, deleted_at = %6$s, image = %7$s
         RETURNING r.version INTO v_version;
         INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, old_shard, table_id, table_name, key, op, version,
                                           "row", old, audience, old_audience, actor, text_op, captured_at)
-        VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), %9$s, %10$s, %11$s, %1$s, %12$L, %13$s, %14$L,
-                v_version, %15$s, %16$s, %4$s, %17$s, cloudsync.actor(), NULL, clock_timestamp());
-$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, first_fields, deleted, image, next_fields,
-        tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience)
+        VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), %8$s, %9$s, %10$s, %1$s, %11$L, %12$s, %13$L,
+                v_version, %14$s, %15$s, %4$s, %16$s, v_actor, NULL, clock_timestamp());
+$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, kept_fields, deleted, image, tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience)
 $$;
 
 -- The source of capture_<table_id>(), the AFTER ROW trigger. Static code, so that plans are kept. Each expression
--- of PL/pgSQL costs a microsecond or two in every transaction, so there are as few as can be.
+-- of PL/pgSQL costs a microsecond or two in every transaction.
 CREATE FUNCTION cloudsync.capture_source(tracked cloudsync.tracked_tables) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
@@ -593,8 +587,8 @@ DECLARE
     previous text := '';
     old_audience text;
     by_function boolean := tracked.audience_function IS NOT NULL;
-    first_whole text := format($t$jsonb_build_object('', jsonb_build_object('v', %s, 'at', cloudsync.change_at()))$t$, tracked.version_floor + 1);
-    next_whole text := $t$jsonb_build_object('', jsonb_build_object('v', r.version + 1, 'at', cloudsync.change_at()))$t$;
+    -- One field's stamp; the clock of a writer that sets none is the server's, its client id sql.
+    stamp constant text := $t$E'{"v":\x02,"at":', coalesce(v_at, concat('"', (date_part('epoch', clock_timestamp()) * 1000)::bigint, '-0-sql"')), '}'$t$;
 BEGIN
     SELECT * INTO form FROM cloudsync.table_expressions(tracked.relid, tracked.key_numbers);
     SELECT * INTO owner FROM cloudsync.table_columns(tracked.relid) c WHERE c.number = tracked.owner_number;
@@ -623,9 +617,9 @@ BEGIN
     SELECT string_agg(format($t$
         IF %s THEN
             v_old := coalesce(v_old, '{}') || jsonb_build_object(%L, %s);
-            v_changed := concat(v_changed, %L);
+            v_changed := coalesce(v_changed || ',', '{') || %L;
         END IF;$t$, cloudsync.differs(c.name, c.comparison), c.name, cloudsync.value_of(c.json_form, 'OLD', c.name),
-        to_json(c.name) || E':\x01,'), '' ORDER BY c.number)
+        to_json(c.name) || E':\x01'), '' ORDER BY c.number)
     INTO delta
     FROM cloudsync.table_columns(tracked.relid) c
     WHERE c.number <> ALL (tracked.key_numbers) AND c.number IS DISTINCT FROM tracked.tenant_number;
@@ -660,15 +654,20 @@ DECLARE
     v_audience text[];
     v_old_audience text[];
     v_late boolean;
+    v_actor jsonb;
+    v_at text;
 BEGIN
-    -- A trigger's own statements are captured before the rest of the statement that fired it: then
-    -- OLD and NEW may be history already, and the row is read again.
-    IF pg_trigger_depth() > 1 OR current_setting('cloudsync.nested', true) <> ''
-       OR current_setting('session_replication_role') = 'replica' THEN
-        IF cloudsync.applies_subscription() THEN
+    IF pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica'
+       OR concat(current_setting('cloudsync.nested', true), current_setting('cloudsync.user_id', true),
+                 current_setting('cloudsync.client_id', true), current_setting('cloudsync.at', true)) <> '' THEN
+        IF current_setting('session_replication_role') = 'replica' AND cloudsync.applies_subscription() THEN
             RETURN NULL;
         END IF;
+        -- A trigger's own statements are captured before the rest of the statement that fired it: then
+        -- OLD and NEW may be history already, and the row is read again.
         v_late := cloudsync.captured_deeper(pg_trigger_depth());
+        v_actor := cloudsync.actor();
+        v_at := to_json(nullif(current_setting('cloudsync.at', true), ''))::text;
     END IF;%1$s
 
     IF TG_OP = 'UPDATE' AND NOT (%2$s) THEN%3$s%4$s
@@ -677,10 +676,12 @@ BEGIN
                 PERFORM cloudsync.emit_current(%6$s, %7$s, 'u', coalesce(v_old, '{}'), %8$s, %9$s);
             END IF;
             RETURN NULL;
-        END IF;%10$s
+        END IF;
+        v_changed := concat(replace(coalesce(v_changed, '{'), E'\x01', concat(%14$s)), '}');%10$s
         RETURN NULL;
     END IF;
 
+    v_changed := concat('{"":', %14$s, '}');
     IF TG_OP <> 'INSERT' AND NOT (v_late IS TRUE AND cloudsync.row_exists(%6$s, %11$s)) THEN%12$s
     END IF;
 
@@ -706,21 +707,21 @@ $t$,
             CASE WHEN tracked.owner_number IS NULL THEN 'NULL'
                  ELSE format('nullif(%s, %s)', replace(shard, '{row}', 'OLD'), replace(shard, '{row}', 'NEW')) END,
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
-            replace(form.row_expression, '{row}', 'NEW'), 'coalesce(v_old, ''{}'')',
+            replace(form.row_expression, '{row}', 'NEW'), CASE WHEN by_function THEN 'coalesce(v_old, ''{}'')' ELSE 'v_old' END,
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, old_audience,
-            format('cloudsync.stamped(v_changed, %s, cloudsync.change_at())', tracked.version_floor + 1),
-            'coalesce(r.fields, ''{}'') || cloudsync.stamped(v_changed, r.version + 1, cloudsync.change_at())', 'NULL', 'NULL'),
+            'coalesce(r.fields, ''{}'') || ', 'NULL', 'NULL'),
         replace(form.key_expression, '{row}', 'OLD'),
         /* 12 */ previous || cloudsync.log_statements(tracked, 'd', tenant_old, replace(shard, '{row}', 'OLD'), 'NULL',
             replace(form.key_text_expression, '{row}', 'OLD'), replace(form.key_expression, '{row}', 'OLD'),
             'NULL', replace(form.row_expression, '{row}', 'OLD'), old_audience, old_audience,
-            first_whole, 'coalesce(r.fields, ''{}'') || ' || next_whole, 'clock_timestamp()', replace(form.row_expression, '{row}', 'OLD')),
+            'coalesce(r.fields, ''{}'') || ', 'clock_timestamp()', replace(form.row_expression, '{row}', 'OLD')),
         /* 13 */ CASE WHEN by_function THEN format(E'\n        v_audience := %s;', replace(audience, '{row}', 'NEW')) ELSE '' END
             || cloudsync.log_statements(tracked, 'c', tenant_new, replace(shard, '{row}', 'NEW'), 'NULL',
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
             replace(form.row_expression, '{row}', 'NEW'), 'NULL',
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, '''{}''::text[]',
-            first_whole, next_whole, 'NULL', 'NULL'));
+            '', 'NULL', 'NULL'),
+        /* 14 */ stamp);
 END
 $$;
 
