@@ -1,8 +1,9 @@
-"""Running endless coroutines side by side."""
+"""The life of a process: endless coroutines side by side, and a heap that stays."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine
 from typing import Any
 
@@ -21,3 +22,14 @@ async def until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def keep_heap() -> None:
+    """Call when a process has started: what is there now lives as long as it does.
+
+    Messages are made and dropped without cycles; collecting 700 objects at a time among the state of
+    thousands of connections took 18 % of a gateway's time in the fan-out benchmark.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -18,6 +18,7 @@ from cloudsync.errors import PortInUse
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
 from cloudsync.keyring import Keyring
+from cloudsync.lifetime import keep_heap
 from cloudsync.settings import Settings
 from cloudsync.tokens import TokenVerifier
 
@@ -92,6 +93,7 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=5,
         )
     )
+    keep_heap()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -76,7 +77,7 @@ def for_everyone(event: ChangeEvent) -> bool:
 def event_text(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | None) -> str:
     """An event's fields, without the frame's opening and its closing brace."""
     key = (event.key or b"null").decode()
-    head = f'"table":{json.dumps(event.table, ensure_ascii=False)},"key":{key},"version":{event.version}'
+    head = f'"table":{_name(event.table)},"key":{key},"version":{event.version}'
     if verdict == "delete" or event.row is None:
         return head
     if verdict == "create":
@@ -115,11 +116,17 @@ def batches(events: Iterable[tuple[Verdict, str]], *, limit_bytes: int, ending: 
 
 def snapshot_text(table: str, key: str, version: int, row: str) -> str:
     """A row of a snapshot as the fields of a `data.create`."""
-    return f'"table":{json.dumps(table, ensure_ascii=False)},"key":{key},"version":{version},"row":{row}'
+    return f'"table":{_name(table)},"key":{key},"version":{version},"row":{row}'
 
 
 def project_text(row: str, columns: tuple[str, ...] | None) -> str:
     return row if columns is None else _project(row.encode(), columns)
+
+
+@lru_cache(maxsize=4096)
+def _name(name: str) -> str:
+    """A table's or column's name as JSON: the same few, once an event."""
+    return json.dumps(name, ensure_ascii=False)
 
 
 def size_of(text: str) -> int:
@@ -137,11 +144,7 @@ def _holds(audience: list[str] | None, user: str) -> bool:
 
 def _project(row: bytes, columns: Iterable[str]) -> str:
     values = _raw_object(row)
-    parts = [
-        f"{json.dumps(name, ensure_ascii=False)}:{bytes(values[name]).decode()}"
-        for name in columns
-        if name in values
-    ]
+    parts = [f"{_name(name)}:{bytes(values[name]).decode()}" for name in columns if name in values]
     return "{" + ",".join(parts) + "}"
 
 

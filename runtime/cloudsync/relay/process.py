@@ -22,7 +22,7 @@ from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.feed import FeedWriter, TailMismatch
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_channel, epoch_key
 from cloudsync.keyring import Keyring
-from cloudsync.lifetime import until_one_fails
+from cloudsync.lifetime import keep_heap, until_one_fails
 from cloudsync.relay import state as relay_state
 from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.visibility import VisibilityCheck
@@ -198,6 +198,7 @@ def run(settings: Settings) -> None:
     logs.configure(level=settings.log_level, log_format=settings.log_format)
     assert settings.keyring_file is not None  # noqa: S101 - required above
     relay = Relay(settings, Keyring.load(settings.keyring_file))
+    keep_heap()
 
     async def serve() -> None:
         task = asyncio.current_task()
