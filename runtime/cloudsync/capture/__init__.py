@@ -1,1 +1,1 @@
-"""Capture: every change of a tracked table becomes a row of `cloudsync.change_log` (the SQL side is in `sql/`)."""
+"""Capture: every change of a tracked table becomes a row of `cloudsync.change_log`. Its SQL is in `sql/`."""

@@ -1,4 +1,4 @@
-"""Brings a database to the current schema: numbered SQL files, each in a transaction of its own, each once."""
+"""Brings a database to the current schema: numbered SQL files, each once, in a transaction of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 import psycopg
-from psycopg import Connection, errors as pg_errors
+from psycopg import Connection
+from psycopg import errors as pg_errors
 
 from cloudsync.errors import DatabaseUnreachable, DatabaseUnsuitable, MigrationRefused
 
@@ -41,7 +42,7 @@ class AppliedMigration(msgspec.Struct, frozen=True):
 
 
 def sql_folder() -> Path:
-    """The folder `sql/`: inside the installed package, or at the root of a checkout. Raises MigrationRefused."""
+    """The folder `sql/`: in the installed package, or at the root of a checkout. Raises MigrationRefused."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "sql", package.parent.parent / "sql"):
         if (folder / "migrations").is_dir():
@@ -52,7 +53,7 @@ def sql_folder() -> Path:
 
 
 def load(folder: Path | None = None) -> list[Migration]:
-    """The migrations on disk in their order. Raises MigrationRefused for a name that says no order or phase."""
+    """The migrations on disk, in order. Raises MigrationRefused for a name without order or phase."""
     found: list[Migration] = []
     for path in sorted(((folder or sql_folder()) / "migrations").glob("*.sql")):
         match = _NAME.fullmatch(path.stem)
@@ -101,11 +102,13 @@ def plan(
         if migration is None:
             raise MigrationRefused(
                 f"The database has the migration {record.name}, which is not among the files.",
-                hint="This installation is older than the database: install the release that brought it, or a newer one.",
+                hint="This installation is older than the database: install the release that brought it, or"
+                " a newer one.",
             )
         if migration.digest != record.digest:
             raise MigrationRefused(
-                f"The migration {record.name} was changed after it had been applied on {record.applied_at:%Y-%m-%d}.",
+                f"The migration {record.name} was changed after it had been applied on"
+                f" {record.applied_at:%Y-%m-%d}.",
                 hint="Restore the file as it was and put the change into a new migration.",
             )
     names = {record.name for record in done}
@@ -155,7 +158,8 @@ def migrate(
 ) -> list[AppliedMigration]:
     """Apply what is pending, one transaction each, and return it; with `plan_only` only say what it would be.
 
-    Waits up to `wait_s` for another migration of this database; a statement waits up to `lock_timeout_ms` for locks.
+    Waits up to `wait_s` for another migration of this database; a statement of one waits up to
+    `lock_timeout_ms` for locks.
     Raises DatabaseUnreachable, DatabaseUnsuitable, MigrationRefused.
     """
     try:
@@ -193,7 +197,8 @@ def _apply(conn: Connection[Any], migration: Migration) -> AppliedMigration:
         with conn.transaction():
             conn.execute(migration.sql.encode())
             row = conn.execute(
-                "INSERT INTO cloudsync.migrations (name, phase, digest) VALUES (%s, %s, %s) RETURNING applied_at",
+                "INSERT INTO cloudsync.migrations (name, phase, digest) VALUES (%s, %s, %s) RETURNING"
+                " applied_at",
                 (migration.name, migration.phase, migration.digest),
             ).fetchone()
     except pg_errors.InsufficientPrivilege as error:

@@ -1,4 +1,4 @@
-"""Which tables are captured: typed calls of `cloudsync.track`, `untrack` and `touch`, and what they recorded."""
+"""Which tables are captured: typed calls of `cloudsync.track`, `untrack`, `touch`, and what they record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class TrackedTable(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `cloudsync.tracked_tables`. Expressions hold `{row}` for a row's alias, `key_condition` also `{key}`."""
+    """A row of `cloudsync.tracked_tables`.
+
+    Expressions hold `{row}` for a row's alias, `key_condition` also `{key}`: a jsonb as `key_expression`
+    makes it. They are to be evaluated under `SESSION_SETTINGS`.
+    """
 
     table_id: int
     relid: int
@@ -74,9 +78,11 @@ class TrackedTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _QUERY: Final = """
-SELECT table_id, relid::bigint AS relid, schema_name, table_name, key_columns, tenant_column, tenant_constant, owner_column,
-       audience_function::text AS audience_function, audience_depends_on, conflict, column_policies, checked, columns,
-       row_expression, key_expression, key_text_expression, key_condition, version_floor, schema_version, rls_enabled_here
+SELECT table_id, relid::bigint AS relid, schema_name, table_name, key_columns,
+       tenant_column, tenant_constant, owner_column, audience_function::text AS audience_function,
+       audience_depends_on, conflict, column_policies, checked, columns,
+       row_expression, key_expression, key_text_expression, key_condition,
+       version_floor, schema_version, rls_enabled_here
   FROM cloudsync.tracked_tables
 """
 
@@ -101,14 +107,15 @@ def track(
 ) -> TrackedTable:
     """Start capturing a table, or change how it is captured; the same call twice changes nothing.
 
-    `tenant` gives the whole table to one tenant, instead of a column. `audience` names a function from a row to the
-    ids of the users who may see it. Raises TrackRefused, with the database's own sentence and hint.
+    `tenant` gives the whole table to one tenant, instead of a column. `audience` names a function from a
+    row to the ids of the users who may see it. Raises TrackRefused, with the database's sentence and hint.
     """
     relid = _resolve(conn, table)
     try:
         with conn.transaction():
             conn.execute(
-                "SELECT cloudsync.track(%s::oid::regclass, tenant_column => %s, owner_column => %s, audience => %s,"
+                "SELECT cloudsync.track(%s::oid::regclass, tenant_column => %s, owner_column => %s,"
+                " audience => %s,"
                 " audience_depends_on => %s, tenant => %s, conflict => %s, columns => %s, checked => %s)",
                 (
                     relid,

@@ -57,7 +57,8 @@ class Database:
         """What has been logged since the last call. In commit order only for a single writer."""
         with self.connection.cursor(row_factory=namedtuple_row) as cursor:
             rows = cursor.execute(
-                'SELECT id, op::text, key, version, "row", old, tenant_id, audience, old_audience, shard, old_shard, table_name,'
+                'SELECT id, op::text, key, version, "row", old, tenant_id, audience, old_audience, shard,'
+                " old_shard, table_name,"
                 " actor, xid::text FROM cloudsync.change_log WHERE NOT id = ANY(%s) ORDER BY captured_at, id",
                 (list(self._seen),),
             ).fetchall()
@@ -78,13 +79,21 @@ class Database:
         self.connection.close()
         self.connection = psycopg.connect(self.url, autocommit=True)
         schemas = self.rows(
-            "SELECT nspname FROM pg_namespace WHERE nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'cloudsync')"
+            "SELECT nspname FROM pg_namespace WHERE nspname NOT IN ('pg_catalog', 'information_schema',"
+            " 'pg_toast', 'cloudsync')"
             " AND nspname NOT LIKE 'pg\\_temp%' AND nspname NOT LIKE 'pg\\_toast\\_temp%'"
         )
         for (schema,) in schemas:
             self.connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(schema)))
-        self.run("CREATE SCHEMA public", "GRANT USAGE ON SCHEMA public TO PUBLIC", "DELETE FROM cloudsync.version_floors", "TRUNCATE cloudsync.change_log")
-        assert self.rows("SELECT FROM cloudsync.tracked_tables UNION ALL SELECT FROM cloudsync.row_state") == []
+        self.run(
+            "CREATE SCHEMA public",
+            "GRANT USAGE ON SCHEMA public TO PUBLIC",
+            "DELETE FROM cloudsync.version_floors",
+            "TRUNCATE cloudsync.change_log",
+        )
+        assert (
+            self.rows("SELECT FROM cloudsync.tracked_tables UNION ALL SELECT FROM cloudsync.row_state") == []
+        )
         self._seen.clear()
         for (role,) in self.rows("SELECT rolname FROM pg_roles WHERE rolname LIKE 'app\\_%'"):
             self.connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))

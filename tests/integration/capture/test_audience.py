@@ -12,12 +12,15 @@ from integration.capture.logged import Database
 
 @pytest.fixture
 def projects(db: Database) -> Database:
-    """projects(id, tenant_id, name), seen by the members(project_id, user_id) of each; project 1 has ann and bob."""
+    """projects(id, tenant_id, name), seen by the members(project_id, user_id) of each; project 1 has ann
+    and bob."""
     db.run(
-        "CREATE TABLE members (project_id bigint, user_id text, role text, PRIMARY KEY (project_id, user_id))",
+        "CREATE TABLE members (project_id bigint, user_id text, role text, PRIMARY KEY (project_id,"
+        " user_id))",
         "CREATE TABLE projects (id bigint PRIMARY KEY, tenant_id text, name text)",
         """CREATE FUNCTION readers(p projects) RETURNS text[] LANGUAGE sql STABLE
-           BEGIN ATOMIC SELECT array_agg(m.user_id ORDER BY m.user_id DESC) FROM members m WHERE m.project_id = p.id; END""",
+           BEGIN ATOMIC SELECT array_agg(m.user_id ORDER BY m.user_id DESC) FROM members m WHERE
+           m.project_id = p.id; END""",
         """CREATE FUNCTION members_of(p projects) RETURNS text[] LANGUAGE sql STABLE
            BEGIN ATOMIC SELECT coalesce(readers(p), '{}'); END""",
         "INSERT INTO members VALUES (1, 'ann'), (1, 'bob'), (2, 'cyd')",
@@ -37,13 +40,19 @@ def _changes(db: Database) -> list[tuple[str, str, list[str] | None, list[str] |
 
 def test_no_rule_is_the_whole_tenant(notes: Database) -> None:
     notes.run("INSERT INTO notes VALUES (1, 'a', 'x', 1)", "UPDATE notes SET n = 2", "DELETE FROM notes")
-    assert [(event.old_audience, event.audience) for event in notes.events()] == [([], None), (None, None), (None, None)]
+    assert [(event.old_audience, event.audience) for event in notes.events()] == [
+        ([], None),
+        (None, None),
+        (None, None),
+    ]
 
 
 def test_an_owner_alone(db: Database) -> None:
     db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, who int)")
     db.track("t", owner_column="'who'")
-    db.run("INSERT INTO t VALUES (1, 'a', 5)", "UPDATE t SET who = 6", "UPDATE t SET who = NULL", "DELETE FROM t")
+    db.run(
+        "INSERT INTO t VALUES (1, 'a', 5)", "UPDATE t SET who = 6", "UPDATE t SET who = NULL", "DELETE FROM t"
+    )
     assert [(event.old_audience, event.audience) for event in db.events()] == [
         ([], ["5"]), (["5"], ["6"]), (["6"], []), ([], [])
     ]  # fmt: skip
@@ -63,14 +72,20 @@ def test_a_function_with_and_without_owner(db: Database) -> None:
     )
     db.track("t", audience="'public.guests'")
     db.run(
-        "INSERT INTO t VALUES (1, 'a', 'zoe', '{bob,ann,bob,NULL,\"\"}'), (2, 'a', 'zoe', NULL), (3, 'a', 'zoe', '{}')"
+        "INSERT INTO t VALUES (1, 'a', 'zoe', '{bob,ann,bob,NULL,\"\"}'), (2, 'a', 'zoe', NULL), (3, 'a',"
+        " 'zoe', '{}')"
     )
     assert [event.audience for event in db.events()] == [["ann", "bob"], None, []]
     db.track("t", audience="'public.guests'", owner_column="'who'")
     db.run("UPDATE t SET guests = guests || 'eve'::text WHERE id <> 2", "UPDATE t SET who = NULL")
-    assert [(event.key["id"], event.audience) for event in sorted(db.events(), key=lambda e: (e.key["id"], e.version))] == [
-        (1, ["ann", "bob", "eve", "zoe"]), (1, ["ann", "bob", "eve"]), (2, None), (3, ["eve", "zoe"]), (3, ["eve"])
-    ]  # fmt: skip
+    by_row = sorted(db.events(), key=lambda event: (event.key["id"], event.version))
+    assert [(event.key["id"], event.audience) for event in by_row] == [
+        (1, ["ann", "bob", "eve", "zoe"]),
+        (1, ["ann", "bob", "eve"]),
+        (2, None),
+        (3, ["eve", "zoe"]),
+        (3, ["eve"]),
+    ]
 
 
 def test_members_come_and_go(projects: Database) -> None:
@@ -108,7 +123,8 @@ def test_a_row_never_changed_knows_its_readers(projects: Database) -> None:
 
 def test_membership_and_row_in_one_statement(projects: Database) -> None:
     projects.run(
-        "WITH p AS (INSERT INTO projects VALUES (9, 'a', 'nine') RETURNING id) INSERT INTO members SELECT id, 'ann' FROM p"
+        "WITH p AS (INSERT INTO projects VALUES (9, 'a', 'nine') RETURNING id) INSERT INTO members SELECT"
+        " id, 'ann' FROM p"
     )
     last = projects.events()[-1]
     assert (last.key, last.audience) == ({"id": "9"}, ["ann"])
@@ -118,11 +134,17 @@ def test_an_undeclared_dependency_shows_at_the_next_update(db: Database) -> None
     db.run(
         "CREATE TABLE m (user_id text)",
         "CREATE TABLE t (id int PRIMARY KEY, tenant_id text)",
-        "CREATE FUNCTION f(r t) RETURNS text[] LANGUAGE sql STABLE RETURN (SELECT array_agg(user_id) FROM public.m)",
+        "CREATE FUNCTION f(r t) RETURNS text[] LANGUAGE sql STABLE RETURN (SELECT array_agg(user_id) FROM"
+        " public.m)",
         "GRANT SELECT ON m TO cloudsync_owner",
     )
     db.track("t", audience="'public.f'")
-    db.run("INSERT INTO t VALUES (1, 'a')", "INSERT INTO m VALUES ('ann')", "UPDATE t SET id = id", "UPDATE t SET id = id")
+    db.run(
+        "INSERT INTO t VALUES (1, 'a')",
+        "INSERT INTO m VALUES ('ann')",
+        "UPDATE t SET id = id",
+        "UPDATE t SET id = id",
+    )
     assert [(event.op, event.old_audience, event.audience, event.old) for event in db.events()] == [
         ("c", [], None, None), ("u", None, ["ann"], {})
     ]  # fmt: skip
@@ -193,12 +215,15 @@ def test_a_row_moves_between_projects_while_members_change(db: Database, eventua
         "CREATE TABLE members (project_id int, user_id text)",
         "CREATE TABLE tasks (id int PRIMARY KEY, tenant_id text, project_id int, title text)",
         """CREATE FUNCTION readers(t tasks) RETURNS text[] LANGUAGE sql STABLE BEGIN ATOMIC
-           SELECT coalesce(array_agg(m.user_id), '{}') FROM members m WHERE m.project_id = t.project_id; END""",
+           SELECT coalesce(array_agg(m.user_id), '{}') FROM members m WHERE m.project_id = t.project_id;
+           END""",
         "INSERT INTO members VALUES (1, 'ann'), (2, 'bob')",
         "INSERT INTO tasks VALUES (5, 'a', 1, 'x')",
     )
     db.track(
-        "tasks", audience="'public.readers'", audience_depends_on="""'{"public.members": {"project_id": "project_id"}}'"""
+        "tasks",
+        audience="'public.readers'",
+        audience_depends_on="""'{"public.members": {"project_id": "project_id"}}'""",
     )
     with db.connect(autocommit=False) as writer, db.connect(autocommit=False) as changer:
         writer.execute("UPDATE tasks SET project_id = 2 WHERE id = 5")
@@ -218,20 +243,26 @@ def test_dependencies_of_several_columns_and_tables(db: Database) -> None:
         "CREATE TABLE admins (org text, user_id text)",
         "CREATE TABLE docs (id int PRIMARY KEY, tenant_id text)",
         """CREATE FUNCTION readers(d docs) RETURNS text[] LANGUAGE sql STABLE BEGIN ATOMIC
-           SELECT coalesce(array_agg(u), '{}') FROM (SELECT user_id FROM shares s WHERE s.org = d.tenant_id AND s.doc = d.id
+           SELECT coalesce(array_agg(u), '{}') FROM (SELECT user_id FROM shares s WHERE s.org = d.tenant_id
+           AND s.doc = d.id
            UNION SELECT user_id FROM admins a WHERE a.org = d.tenant_id) AS x (u); END""",
         "INSERT INTO docs VALUES (1, 'a'), (2, 'a'), (3, 'b')",
     )
     table = db.track(
         "docs",
         audience="'public.readers'",
-        audience_depends_on="""'{"public.shares": {"org": "tenant_id", "doc": "id"}, "admins": {"org": "tenant_id"}}'""",
+        audience_depends_on="""'{"public.shares": {"org": "tenant_id", "doc": "id"}, "admins": {"org":
+                               "tenant_id"}}'""",
     )
     db.run("INSERT INTO shares VALUES ('a', 1, 'ann'), ('b', 1, 'bob')")
     assert [(event.key, event.audience) for event in db.events()] == [({"id": 1}, ["ann"])]
     db.run("INSERT INTO admins VALUES ('a', 'eve')")
     assert sorted(event.key["id"] for event in db.events()) == [1, 2]
-    db.run("ALTER TABLE shares RENAME COLUMN doc TO document", "ALTER TABLE shares RENAME TO grants", "DELETE FROM grants")
+    db.run(
+        "ALTER TABLE shares RENAME COLUMN doc TO document",
+        "ALTER TABLE shares RENAME TO grants",
+        "DELETE FROM grants",
+    )
     assert [(event.key, event.audience) for event in db.events()] == [({"id": 1}, ["eve"])]
     assert db.one("SELECT audience_depends_on FROM cloudsync.tracked_tables") == {
         "public.grants": {"org": "tenant_id", "document": "id"}, "public.admins": {"org": "tenant_id"}
@@ -250,11 +281,15 @@ def test_a_partition_attached_with_rows_knows_their_readers(db: Database) -> Non
     db.run(
         "CREATE TABLE m (id int, user_id text)",
         "CREATE TABLE t (id int PRIMARY KEY, tenant_id text) PARTITION BY RANGE (id)",
-        "CREATE FUNCTION f(r t) RETURNS text[] LANGUAGE sql STABLE RETURN ARRAY(SELECT user_id FROM public.m WHERE m.id = r.id)",
+        "CREATE FUNCTION f(r t) RETURNS text[] LANGUAGE sql STABLE RETURN ARRAY(SELECT user_id FROM"
+        " public.m WHERE m.id = r.id)",
         "CREATE TABLE p (LIKE t INCLUDING ALL)",
         "INSERT INTO p VALUES (1, 'a')",
         "INSERT INTO m VALUES (1, 'ann')",
     )
     db.track("t", audience="'public.f'", audience_depends_on="""'{"public.m": {"id": "id"}}'""")
     db.run("ALTER TABLE t ATTACH PARTITION p FOR VALUES FROM (0) TO (10)", "DELETE FROM m")
-    assert [(event.op, event.old_audience, event.audience) for event in db.events()] == [("t", None, None), ("u", ["ann"], [])]
+    assert [(event.op, event.old_audience, event.audience) for event in db.events()] == [
+        ("t", None, None),
+        ("u", ["ann"], []),
+    ]

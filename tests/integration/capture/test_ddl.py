@@ -99,18 +99,31 @@ def test_renamed_tables_and_schemas(notes: Database) -> None:
     assert (gone.op, gone.table) == ("x", "public.notes")
     assert (updated.table, updated.version) == ("public.memos", 2)
     notes.run("CREATE SCHEMA app", "ALTER TABLE memos SET SCHEMA app", "UPDATE app.memos SET n = 3")
-    assert [(event.op, event.table) for event in notes.events()] == [("x", "public.memos"), ("u", "app.memos")]
+    assert [(event.op, event.table) for event in notes.events()] == [
+        ("x", "public.memos"),
+        ("u", "app.memos"),
+    ]
     notes.run("ALTER SCHEMA app RENAME TO application", "UPDATE application.memos SET n = 4")
-    assert [(event.op, event.table) for event in notes.events()] == [("x", "app.memos"), ("u", "application.memos")]
+    assert [(event.op, event.table) for event in notes.events()] == [
+        ("x", "app.memos"),
+        ("u", "application.memos"),
+    ]
     assert load_tracked(notes.connection)[0].name == "application.memos"
 
 
 def test_two_tables_may_exchange_their_names(db: Database) -> None:
-    db.run("CREATE TABLE a (id int PRIMARY KEY, tenant_id text)", "CREATE TABLE b (id int PRIMARY KEY, tenant_id text, x int)")
+    db.run(
+        "CREATE TABLE a (id int PRIMARY KEY, tenant_id text)",
+        "CREATE TABLE b (id int PRIMARY KEY, tenant_id text, x int)",
+    )
     db.track("a")
     db.track("b")
     with db.connect(autocommit=False) as other:
-        for statement in ("ALTER TABLE a RENAME TO c", "ALTER TABLE b RENAME TO a", "ALTER TABLE c RENAME TO b"):
+        for statement in (
+            "ALTER TABLE a RENAME TO c",
+            "ALTER TABLE b RENAME TO a",
+            "ALTER TABLE c RENAME TO b",
+        ):
             other.execute(statement.encode())
     db.events()
     db.run("INSERT INTO a VALUES (1, 't', 5)", "INSERT INTO b VALUES (1, 't')")
@@ -128,7 +141,11 @@ def test_renamed_rule_columns_and_policies(db: Database) -> None:
         "INSERT INTO t VALUES (1, 'a', 'u', 'x')",
     )
     (table,) = load_tracked(db.connection)
-    assert (table.tenant_column, table.owner_column, table.column_policies) == ("org", "owner", {"content": "ot"})
+    assert (table.tenant_column, table.owner_column, table.column_policies) == (
+        "org",
+        "owner",
+        {"content": "ot"},
+    )
     assert table.key_columns == ["uid"]
     created = db.events()[-1]
     assert (created.key, created.tenant, created.audience) == ({"uid": 1}, "a", ["u"])
@@ -196,7 +213,12 @@ def test_a_dropped_schema_too(db: Database) -> None:
 def test_a_renamed_type_of_a_key(db: Database) -> None:
     db.run("CREATE TYPE kind AS ENUM ('a', 'b')", "CREATE TABLE t (k kind PRIMARY KEY, tenant_id text)")
     db.track("t")
-    db.run("INSERT INTO t VALUES ('a', 'x')", "ALTER TYPE kind RENAME TO sort", "ALTER TYPE sort ADD VALUE 'c'", "INSERT INTO t VALUES ('c', 'x')")
+    db.run(
+        "INSERT INTO t VALUES ('a', 'x')",
+        "ALTER TYPE kind RENAME TO sort",
+        "ALTER TYPE sort ADD VALUE 'c'",
+        "INSERT INTO t VALUES ('c', 'x')",
+    )
     assert db.ops() == "csc"
     assert db.one("SELECT cloudsync.touch('t', '{\"k\": \"c\"}')") == 2
 
@@ -205,11 +227,15 @@ def test_an_audience_function_may_change_but_not_its_rights(db: Database) -> Non
     db.run(
         "CREATE ROLE app_owner",
         "CREATE TABLE t (id int PRIMARY KEY, tenant_id text)",
-        "CREATE FUNCTION readers(r t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog RETURN ARRAY['u']",
+        "CREATE FUNCTION readers(r t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER SET search_path ="
+        " pg_catalog RETURN ARRAY['u']",
         "ALTER FUNCTION readers(t) OWNER TO app_owner",
     )
     db.track("t", audience="'public.readers'")
-    db.run("CREATE OR REPLACE FUNCTION readers(r t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER RETURN ARRAY['v']")
+    db.run(
+        "CREATE OR REPLACE FUNCTION readers(r t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER RETURN"
+        " ARRAY['v']"
+    )
     db.run("INSERT INTO t VALUES (1, 'a')")
     assert db.events()[0].audience == ["v"]
     _refused(db, "ALTER FUNCTION readers(t) SECURITY INVOKER", "CS008")

@@ -23,7 +23,8 @@ def _partitions(db: Database, table: str) -> list[str]:
     return [
         name
         for (name,) in db.rows(
-            "SELECT relname::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent = %s::regclass ORDER BY 1",
+            "SELECT relname::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid WHERE inhparent ="
+            " %s::regclass ORDER BY 1",
             f"cloudsync.{table}",
         )
     ]
@@ -33,7 +34,8 @@ def _days(db: Database, table: str, first: int, last: int) -> list[str]:
     return [
         name
         for (name,) in db.rows(
-            "SELECT format('%%s_%%s', %s::text, to_char((now() AT TIME ZONE 'UTC')::date + i, 'YYYYMMDD')) FROM generate_series(%s::int, %s::int) i",
+            "SELECT format('%%s_%%s', %s::text, to_char((now() AT TIME ZONE 'UTC')::date + i, 'YYYYMMDD'))"
+            " FROM generate_series(%s::int, %s::int) i",
             table, first, last,
         )
     ]  # fmt: skip
@@ -46,19 +48,25 @@ def test_partitions_ahead(kept: Database) -> None:
     assert _partitions(kept, "change_log") == [*_days(kept, "change_log", 0, 5), "change_log_default"]
     assert _partitions(kept, "audit_log") == [*_days(kept, "audit_log", 0, 5), "audit_log_default"]
     kept.run("INSERT INTO notes VALUES (1, 'a', 'x', 1)")
-    assert kept.one("SELECT tableoid::regclass::text FROM cloudsync.change_log") == f"cloudsync.{_days(kept, 'change_log', 0, 0)[0]}"
+    assert (
+        kept.one("SELECT tableoid::regclass::text FROM cloudsync.change_log")
+        == f"cloudsync.{_days(kept, 'change_log', 0, 0)[0]}"
+    )
 
 
 def test_old_partitions_go_and_the_highest_transaction_is_remembered(kept: Database) -> None:
     kept.run("SET ROLE cloudsync_owner")
     for day in (-9, -8, -7):
         kept.run(
-            f"SELECT cloudsync.make_partition('cloudsync.change_log', (now() AT TIME ZONE 'UTC')::date + {day})",
-            "INSERT INTO cloudsync.change_log (xid, horizon, shard, table_id, table_name, op, version, captured_at)"
+            "SELECT cloudsync.make_partition('cloudsync.change_log', (now() AT TIME ZONE 'UTC')::date +"
+            f" {day})",
+            "INSERT INTO cloudsync.change_log (xid, horizon, shard, table_id, table_name, op, version,"
+            " captured_at)"
             f" VALUES ('{100 - day}', '1', 0, 1, 't', 'u', 1, now() + interval '{day} days')",
         )
     kept.run(
-        "INSERT INTO cloudsync.change_log (xid, horizon, shard, table_id, table_name, op, version, captured_at)"
+        "INSERT INTO cloudsync.change_log (xid, horizon, shard, table_id, table_name, op, version,"
+        " captured_at)"
         " VALUES ('50', '1', 0, 1, 't', 'u', 1, now() - interval '30 days')",
         "SELECT cloudsync.make_partition('cloudsync.audit_log', (now() AT TIME ZONE 'UTC')::date - 31)",
     )
@@ -103,7 +111,11 @@ def test_tombstones_expire_and_no_version_comes_again(kept: Database) -> None:
     assert kept.one("SELECT count(*) FROM cloudsync.row_state WHERE key = '[1]'") == 1
     old.close()
     assert kept.one("SELECT cloudsync.maintain()")["tombstones_expired"] == 1
-    assert [key for (key,) in kept.rows("SELECT key FROM cloudsync.row_state ORDER BY key")] == ["[2]", "[3]", "[4]"]
+    assert [key for (key,) in kept.rows("SELECT key FROM cloudsync.row_state ORDER BY key")] == [
+        "[2]",
+        "[3]",
+        "[4]",
+    ]
     kept.run("INSERT INTO notes VALUES (1, 'a', 'again', 1)", "INSERT INTO notes VALUES (2, 'a', 'again', 1)")
     assert [(event.key["id"], event.version) for event in kept.events()] == [(1, 5), (2, 3)]
 
@@ -123,7 +135,8 @@ def test_a_tombstone_that_came_back_to_life_stays(kept: Database) -> None:
 
 def test_mutation_results_expire_after_seven_days(kept: Database) -> None:
     kept.run(
-        "INSERT INTO cloudsync.mutations VALUES ('c', 1, '{}', now() - interval '8 days'), ('c', 2, '{}', now())",
+        "INSERT INTO cloudsync.mutations VALUES ('c', 1, '{}', now() - interval '8 days'), ('c', 2, '{}',"
+        " now())",
         "SELECT cloudsync.maintain()",
     )
     assert kept.rows("SELECT mutation_id FROM cloudsync.mutations") == [(2,)]

@@ -35,13 +35,19 @@ def _fresh(postgres: EmbeddedPostgres, name: str) -> Iterator[str]:
 
 def _more(*sources: tuple[str, str]) -> list[Migration]:
     """The real migrations and further ones."""
-    extra = [Migration(name, "post" if "_post_" in name else "pre", f"digest of {source}", source) for name, source in sources]
+    extra = [
+        Migration(name, "post" if "_post_" in name else "pre", f"digest of {source}", source)
+        for name, source in sources
+    ]
     return [*migrations.load(), *extra]
 
 
 def _definition(url: str) -> str:
     dump = subprocess.run(
-        [EmbeddedPostgres.binary("pg_dump"), "--schema-only", "--no-comments", "--dbname", url], check=True, capture_output=True, text=True
+        [EmbeddedPostgres.binary("pg_dump"), "--schema-only", "--no-comments", "--dbname", url],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return re.sub(r"^\\(un)?restrict .*$", "", dump, flags=re.M)
 
@@ -72,13 +78,18 @@ def test_twice_does_nothing_more(empty: str) -> None:
 
 def test_a_plan_changes_nothing(empty: str) -> None:
     planned = migrate(empty, plan_only=True)
-    assert [(record.name, record.applied_at) for record in planned] == [(m.name, None) for m in migrations.load()]
+    assert [(record.name, record.applied_at) for record in planned] == [
+        (m.name, None) for m in migrations.load()
+    ]
     with psycopg.connect(empty) as connection:
         assert connection.execute("SELECT to_regnamespace('cloudsync')").fetchone() == (None,)
 
 
 def test_phases(empty: str) -> None:
-    files = _more(("0900_post_x", "CREATE TABLE cloudsync.x (i int)"), ("0901_pre_y", "CREATE TABLE cloudsync.y (i int)"))
+    files = _more(
+        ("0900_post_x", "CREATE TABLE cloudsync.x (i int)"),
+        ("0901_pre_y", "CREATE TABLE cloudsync.y (i int)"),
+    )
     with pytest.raises(MigrationRefused, match="phase pre has not been applied"):
         migrate(empty, phase="post", migrations=files)
     assert "0900_post_x" not in [record.name for record in migrate(empty, phase="pre", migrations=files)]
@@ -93,7 +104,9 @@ def test_a_failing_migration_leaves_nothing_of_itself(empty: str) -> None:
         migrate(empty, migrations=files)
     with psycopg.connect(empty) as connection:
         assert connection.execute("SELECT to_regclass('cloudsync.x')").fetchone() == (None,)
-    assert [record.name for record in migrate(empty, migrations=_more(("0900_pre_x", "SELECT 1")))] == ["0900_pre_x"]
+    assert [record.name for record in migrate(empty, migrations=_more(("0900_pre_x", "SELECT 1")))] == [
+        "0900_pre_x"
+    ]
 
 
 def test_history_must_fit_the_files(empty: str) -> None:
@@ -118,7 +131,8 @@ def test_one_at_a_time(empty: str) -> None:
 
 
 def test_databases_of_one_cluster_migrate_at_the_same_time(postgres: EmbeddedPostgres) -> None:
-    """Roles belong to the cluster; here they exist already, so their creation is tried in a cluster of its own below."""
+    """Roles belong to the cluster; here they exist already, so their creation is tried in a cluster of its
+    own below."""
     databases = [_fresh(postgres, f"migrations_{number}") for number in range(3)]
     urls = [next(database) for database in databases]
     with ThreadPoolExecutor(3) as pool:
@@ -158,7 +172,9 @@ def test_unsuitable_servers(tmp_path: Path, postgres: EmbeddedPostgres) -> None:
             done = list(pool.map(lambda url: migrate(url, require_logical=False), urls))
         assert [len(records) for records in done] == [len(migrations.load())] * 3
         with psycopg.connect(server.url(), autocommit=True) as connection:
-            connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0 LOCALE_PROVIDER libc")
+            connection.execute(
+                "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0 LOCALE_PROVIDER libc"
+            )
         with pytest.raises(DatabaseUnsuitable, match="LATIN1"):
             migrate(server.url(database="latin"), require_logical=False)
 

@@ -9,10 +9,13 @@ from integration.capture.logged import Database
 
 @pytest.fixture
 def parts(db: Database) -> Database:
-    """t, partitioned by n: p1 (0-9) with its columns in another order and a dropped one, p2 (10-19), p3 itself partitioned."""
+    """t, partitioned by n: p1 (0-9) with its columns in another order and a dropped one, p2 (10-19), p3
+    itself partitioned."""
     db.run(
-        "CREATE TABLE t (id bigint, tenant_id text, n int, body text, PRIMARY KEY (id, n)) PARTITION BY RANGE (n)",
-        "CREATE TABLE p1 (gone int, body text, n int NOT NULL, tenant_id text, id bigint NOT NULL, PRIMARY KEY (id, n))",
+        "CREATE TABLE t (id bigint, tenant_id text, n int, body text, PRIMARY KEY (id, n)) PARTITION BY"
+        " RANGE (n)",
+        "CREATE TABLE p1 (gone int, body text, n int NOT NULL, tenant_id text, id bigint NOT NULL, PRIMARY"
+        " KEY (id, n))",
         "ALTER TABLE p1 DROP COLUMN gone",
         "ALTER TABLE t ATTACH PARTITION p1 FOR VALUES FROM (0) TO (10)",
         "CREATE TABLE p2 PARTITION OF t FOR VALUES FROM (10) TO (20)",
@@ -26,7 +29,9 @@ def parts(db: Database) -> Database:
 def _always(db: Database, table: str) -> dict[str, str]:
     return dict(
         db.rows(
-            "SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'cloudsync%%'", table
+            "SELECT tgname::text, tgenabled::text FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname"
+            " LIKE 'cloudsync%%'",
+            table,
         )
     )
 
@@ -43,7 +48,10 @@ def test_every_partition_has_its_triggers_enabled_always(parts: Database) -> Non
     for table in ("p4", "p3b", "p5"):
         assert _always(parts, table) == {"cloudsync_capture": "A", "cloudsync_truncate": "A"}, table
     assert parts.ops() == ""
-    parts.run("SET session_replication_role = replica", "INSERT INTO t SELECT i, 'a', i, 'x' FROM generate_series(1, 59, 10) i")
+    parts.run(
+        "SET session_replication_role = replica",
+        "INSERT INTO t SELECT i, 'a', i, 'x' FROM generate_series(1, 59, 10) i",
+    )
     assert parts.ops() == "c" * 6
 
 
@@ -66,7 +74,8 @@ def test_the_same_json_whatever_the_order_of_columns(parts: Database) -> None:
 
 def test_a_row_that_moves_keeps_its_version(db: Database) -> None:
     db.run(
-        "CREATE TABLE t (id int, region text, tenant_id text, PRIMARY KEY (id, region)) PARTITION BY LIST (region)",
+        "CREATE TABLE t (id int, region text, tenant_id text, PRIMARY KEY (id, region)) PARTITION BY LIST"
+        " (region)",
         "CREATE TABLE eu PARTITION OF t FOR VALUES IN ('eu')",
         "CREATE TABLE us PARTITION OF t FOR VALUES IN ('us')",
     )

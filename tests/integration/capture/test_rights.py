@@ -14,7 +14,8 @@ from integration.capture.logged import Database
 
 @contextmanager
 def _client(db: Database, tenant: str | None, user: str | None = None) -> Iterator[psycopg.Connection[Any]]:
-    """As the gateway works: cloudsync_service, SET LOCAL ROLE cloudsync_client, tenant and user set for the transaction."""
+    """As the gateway works: cloudsync_service, SET LOCAL ROLE cloudsync_client, tenant and user set for
+    the transaction."""
     url = db.url.replace("postgres@", "cloudsync_service@")
     with psycopg.connect(url) as connection:
         connection.execute("SET LOCAL ROLE cloudsync_client")
@@ -24,9 +25,14 @@ def _client(db: Database, tenant: str | None, user: str | None = None) -> Iterat
         yield connection
 
 
-def _visible(db: Database, table: str, tenant: str | None, user: str | None = None, column: str = "id") -> list[Any]:
+def _visible(
+    db: Database, table: str, tenant: str | None, user: str | None = None, column: str = "id"
+) -> list[Any]:
     with _client(db, tenant, user) as connection:
-        return [row[0] for row in connection.execute(f"SELECT {column} FROM {table} ORDER BY 1".encode()).fetchall()]
+        return [
+            row[0]
+            for row in connection.execute(f"SELECT {column} FROM {table} ORDER BY 1".encode()).fetchall()
+        ]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,9 @@ def _visible(db: Database, table: str, tenant: str | None, user: str | None = No
         ("numeric", "1.50", "1.5", ["", "1.500"]),
     ],
 )  # fmt: skip
-def test_a_tenant_sees_its_rows_and_no_others(db: Database, kind: str, mine: str, other: str, never: list[str]) -> None:
+def test_a_tenant_sees_its_rows_and_no_others(
+    db: Database, kind: str, mine: str, other: str, never: list[str]
+) -> None:
     db.run(f"CREATE TABLE t (id int PRIMARY KEY, tenant_id {kind})")
     db.track("t")
     db.run(f"INSERT INTO t VALUES (1, '{mine}'), (2, '{other}'), (3, NULL)")
@@ -79,7 +87,9 @@ def test_a_table_of_one_tenant(db: Database) -> None:
 def test_owners_see_their_own(db: Database) -> None:
     db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, who text)")
     db.track("t", owner_column="'who'")
-    db.run("INSERT INTO t VALUES (1, 'a', 'ann'), (2, 'a', 'bob'), (3, 'b', 'ann'), (4, 'a', NULL), (5, 'a', '')")
+    db.run(
+        "INSERT INTO t VALUES (1, 'a', 'ann'), (2, 'a', 'bob'), (3, 'b', 'ann'), (4, 'a', NULL), (5, 'a', '')"
+    )
     assert _visible(db, "t", "a", "ann") == [1]
     assert _visible(db, "t", "b", "ann") == [3]
     assert _visible(db, "t", "a") == _visible(db, "t", "a", "") == []
@@ -92,7 +102,8 @@ def test_audiences_see_what_the_function_says(db: Database) -> None:
     )
     db.one("""SELECT cloudsync.track('"T x"', owner_column => 'who', audience => 'public.guests')""")
     db.run(
-        """INSERT INTO "T x" VALUES (1, 'a', 'ann', '{bob}'), (2, 'a', 'ann', NULL), (3, 'a', NULL, '{}'), (4, 'b', 'bob', '{bob,NULL}'), (5, 'a', '', '{""}')"""
+        """INSERT INTO "T x" VALUES (1, 'a', 'ann', '{bob}'), (2, 'a', 'ann', NULL), (3, 'a', NULL, '{}'),
+           (4, 'b', 'bob', '{bob,NULL}'), (5, 'a', '', '{""}')"""
     )
     table = '"T x"'
     assert _visible(db, table, "a", "ann") == [1, 2]
@@ -129,21 +140,36 @@ def test_clients_write_only_what_they_may_see(db: Database) -> None:
 
 
 def test_clients_reach_nothing_else(db: Database) -> None:
-    db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", "CREATE TABLE other (id int)", "CREATE TABLE p (id int PRIMARY KEY, tenant_id text) PARTITION BY RANGE (id)",
+    db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id"
+           " text)", "CREATE TABLE other (id int)", "CREATE TABLE p (id int PRIMARY KEY, tenant_id text)"
+                                                    " PARTITION BY RANGE (id)",
            "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10)")  # fmt: skip
     db.track("t")
     db.track("p")
     db.run("INSERT INTO t VALUES (1, 'a')", "INSERT INTO p VALUES (1, 'b')")
     with _client(db, "a", "ann") as connection:
-        assert connection.execute("SELECT table_id, key, version FROM cloudsync.row_state WHERE key = '[1]'").fetchall()
+        assert connection.execute(
+            "SELECT table_id, key, version FROM cloudsync.row_state WHERE key = '[1]'"
+        ).fetchall()
         assert connection.execute("SELECT * FROM p").fetchall() == []
         for statement in (
-            "SELECT audience FROM cloudsync.row_state", "SELECT image FROM cloudsync.row_state", "SELECT * FROM cloudsync.row_state",
-            "SELECT * FROM cloudsync.change_log", "SELECT * FROM cloudsync.tracked_tables", "SELECT * FROM other", "SELECT * FROM p1",
-            "UPDATE cloudsync.row_state SET version = 1", "SELECT cloudsync.maintain()", "SELECT cloudsync.emit_table(1, 'x', 't', NULL, 0)",
-            "SELECT cloudsync.untrack('t')", "SELECT cloudsync.touch('t', '{\"id\": 1}')", "SELECT cloudsync.generate(1)",
-            "SELECT cloudsync.forget_rows(1)", "SELECT cloudsync.unregister('t'::regclass, false)", "CREATE TABLE cloudsync.x (i int)",
-        ):  # fmt: skip
+            "SELECT audience FROM cloudsync.row_state",
+            "SELECT image FROM cloudsync.row_state",
+            "SELECT * FROM cloudsync.row_state",
+            "SELECT * FROM cloudsync.change_log",
+            "SELECT * FROM cloudsync.tracked_tables",
+            "SELECT * FROM other",
+            "SELECT * FROM p1",
+            "UPDATE cloudsync.row_state SET version = 1",
+            "SELECT cloudsync.maintain()",
+            "SELECT cloudsync.emit_table(1, 'x', 't', NULL, 0)",
+            "SELECT cloudsync.untrack('t')",
+            "SELECT cloudsync.touch('t', '{\"id\": 1}')",
+            "SELECT cloudsync.generate(1)",
+            "SELECT cloudsync.forget_rows(1)",
+            "SELECT cloudsync.unregister('t'::regclass, false)",
+            "CREATE TABLE cloudsync.x (i int)",
+        ):
             with pytest.raises(psycopg.Error) as refused, connection.transaction():
                 connection.execute(statement.encode())
             assert refused.value.sqlstate in ("42501", "CS001"), statement
@@ -169,7 +195,9 @@ def test_an_application_role_does_what_it_did(app: Database) -> None:
         assert len(connection.execute("SELECT * FROM app.t").fetchall()) == 2
         connection.execute("INSERT INTO app.t VALUES (3, 'c', 'x') RETURNING *")
         connection.execute("UPDATE app.t SET tenant_id = 'd', body = 'y' WHERE id = 2")
-        connection.execute("INSERT INTO app.t VALUES (1, 'a', 'x') ON CONFLICT (id) DO UPDATE SET body = 'upserted'")
+        connection.execute(
+            "INSERT INTO app.t VALUES (1, 'a', 'x') ON CONFLICT (id) DO UPDATE SET body = 'upserted'"
+        )
         with connection.cursor().copy("COPY app.t TO STDOUT") as copy:
             assert len(list(copy)) == 3
         connection.execute("DELETE FROM app.t WHERE id = 3")
@@ -222,9 +250,11 @@ def test_a_table_owner_without_any_other_right_tracks_its_table(db: Database) ->
         for statement in (
             "CREATE TABLE app.m (id int, user_id text)",
             "CREATE TABLE app.t (id int PRIMARY KEY, tenant_id text)",
-            "CREATE FUNCTION app.f(r app.t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER SET search_path = app"
+            "CREATE FUNCTION app.f(r app.t) RETURNS text[] LANGUAGE sql STABLE SECURITY DEFINER SET"
+            " search_path = app"
             " AS 'SELECT array_agg(user_id) FROM m WHERE m.id = r.id'",
-            """SELECT cloudsync.track('app.t', audience => 'app.f', audience_depends_on => '{"app.m": {"id": "id"}}')""",
+            """SELECT cloudsync.track('app.t', audience => 'app.f', audience_depends_on => '{"app.m":
+               {"id": "id"}}')""",
             "INSERT INTO app.t VALUES (1, 'a')",
             "INSERT INTO app.m VALUES (1, 'ann')",
             "ALTER TABLE app.t ADD COLUMN x int",
@@ -235,11 +265,17 @@ def test_a_table_owner_without_any_other_right_tracks_its_table(db: Database) ->
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             owner.execute("SELECT cloudsync.track('public.foreign_table')")
         with pytest.raises(psycopg.Error, match="only the owner"):
-            owner.execute("SELECT * FROM cloudsync.register('foreign_table'::regclass, 'tenant_id', NULL, NULL, '{}', NULL, 'lww', '{}', false)")
+            owner.execute(
+                "SELECT * FROM cloudsync.register('foreign_table'::regclass, 'tenant_id', NULL, NULL, '{}',"
+                " NULL, 'lww', '{}', false)"
+            )
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             owner.execute("SELECT * FROM cloudsync.change_log")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):  # another table's rows cannot be faked
-            owner.execute(f"CREATE TRIGGER x AFTER INSERT ON app.m FOR EACH ROW EXECUTE FUNCTION cloudsync.capture_{_foreign(db)}()".encode())
+            owner.execute(
+                "CREATE TRIGGER x AFTER INSERT ON app.m FOR EACH ROW EXECUTE FUNCTION"
+                f" cloudsync.capture_{_foreign(db)}()".encode()
+            )
         owner.execute("SELECT cloudsync.untrack('app.t')")
     db.run("SELECT cloudsync.untrack('public.foreign_table')")
 
@@ -250,7 +286,8 @@ def _foreign(db: Database) -> int:
 
 def test_roles(db: Database) -> None:
     roles = {name: rest for name, *rest in db.rows(
-        "SELECT rolname, rolcanlogin, rolreplication, rolsuper, rolbypassrls, rolpassword FROM pg_authid WHERE rolname LIKE 'cloudsync%'"
+        "SELECT rolname, rolcanlogin, rolreplication, rolsuper, rolbypassrls, rolpassword FROM pg_authid"
+        " WHERE rolname LIKE 'cloudsync%'"
     )}  # fmt: skip
     assert roles == {
         "cloudsync_owner": [False, False, False, False, None],

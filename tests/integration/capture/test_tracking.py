@@ -15,13 +15,18 @@ from integration.capture.logged import Database
 def _catalog(db: Database) -> list[Any]:
     """What track() could leave behind, outside its own tables."""
     return [
-        db.rows("SELECT relname, relrowsecurity, relforcerowsecurity, relacl::text FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"),
-        db.rows("SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname IN ('public', 'app') ORDER BY 1"),
-        db.rows("SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2"),
+        db.rows("SELECT relname, relrowsecurity, relforcerowsecurity, relacl::text FROM pg_class WHERE"
+                " relnamespace = 'public'::regnamespace ORDER BY 1"),
+        db.rows("SELECT nspname, nspacl::text FROM pg_namespace WHERE nspname IN ('public', 'app') ORDER BY"
+                " 1"),
+        db.rows("SELECT tgrelid::regclass::text, tgname FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1,"
+                " 2"),
         db.rows("SELECT polrelid::regclass::text, polname FROM pg_policy ORDER BY 1, 2"),
-        db.rows("SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'cloudsync'::regnamespace ORDER BY 1"),
+        db.rows("SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'cloudsync'::regnamespace"
+                " ORDER BY 1"),
         db.rows("SELECT count(*) FROM pg_attribute WHERE attrelid = 'public.t'::regclass AND attnum > 0"),
-        db.rows("SELECT FROM cloudsync.tracked_tables UNION ALL SELECT FROM cloudsync.row_state UNION ALL SELECT FROM cloudsync.audience_locks"),
+        db.rows("SELECT FROM cloudsync.tracked_tables UNION ALL SELECT FROM cloudsync.row_state UNION ALL"
+                " SELECT FROM cloudsync.audience_locks"),
     ]  # fmt: skip
 
 
@@ -30,9 +35,11 @@ def shared(db: Database) -> Database:
     db.run(
         "CREATE SCHEMA app",
         "CREATE TABLE app.m (doc int, user_id text)",
-        "CREATE TABLE t (id serial, tenant_id text, who text, body text, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
+        "CREATE TABLE t (id serial, tenant_id text, who text, body text, PRIMARY KEY (id)) PARTITION BY"
+        " RANGE (id)",
         "CREATE TABLE t1 PARTITION OF t FOR VALUES FROM (0) TO (10)",
-        "CREATE FUNCTION app.readers(r t) RETURNS text[] LANGUAGE sql STABLE RETURN ARRAY(SELECT user_id FROM app.m WHERE doc = r.id)",
+        "CREATE FUNCTION app.readers(r t) RETURNS text[] LANGUAGE sql STABLE RETURN ARRAY(SELECT user_id"
+        " FROM app.m WHERE doc = r.id)",
     )
     return db
 
@@ -50,7 +57,10 @@ def test_what_is_recorded(shared: Database) -> None:
     assert table.name == "public.t"
     assert (table.schema_name, table.table_name, table.key_columns) == ("public", "t", ["id"])
     assert (table.tenant_column, table.tenant_constant, table.owner_column) == ("tenant_id", None, "who")
-    assert (table.audience_function, table.audience_depends_on) == ("app.readers(t)", {"app.m": {"doc": "id"}})
+    assert (table.audience_function, table.audience_depends_on) == (
+        "app.readers(t)",
+        {"app.m": {"doc": "id"}},
+    )
     assert (table.conflict, table.checked, table.schema_version) == ("lww", False, 1)
     assert [table.policy(name) for name in ("body", "who", "id")] == ["ot", "manual", "lww"]
     assert table.columns[0] == tracking.Column(
@@ -62,11 +72,22 @@ def test_what_is_recorded(shared: Database) -> None:
 
 def test_twice_the_same_changes_nothing(shared: Database) -> None:
     tracking.track(shared.connection, "t", **SHARED)
-    versions = "SELECT array_agg(xmin::text ORDER BY oid) FROM pg_proc WHERE pronamespace = 'cloudsync'::regnamespace"
-    before = (_catalog(shared), shared.one(versions), shared.rows("SELECT xmin::text, * FROM pg_trigger ORDER BY oid"))
+    versions = (
+        "SELECT array_agg(xmin::text ORDER BY oid) FROM pg_proc"
+        " WHERE pronamespace = 'cloudsync'::regnamespace"
+    )
+    before = (
+        _catalog(shared),
+        shared.one(versions),
+        shared.rows("SELECT xmin::text, * FROM pg_trigger ORDER BY oid"),
+    )
     shared.events()
     tracking.track(shared.connection, "t", **SHARED)
-    after = (_catalog(shared), shared.one(versions), shared.rows("SELECT xmin::text, * FROM pg_trigger ORDER BY oid"))
+    after = (
+        _catalog(shared),
+        shared.one(versions),
+        shared.rows("SELECT xmin::text, * FROM pg_trigger ORDER BY oid"),
+    )
     assert after == before
     assert shared.events() == []
 
@@ -114,7 +135,11 @@ def test_untrack_leaves_nothing_behind(shared: Database) -> None:
 
 
 def test_two_tables_share_a_schema(db: Database) -> None:
-    db.run("CREATE SCHEMA app", "CREATE TABLE app.a (id int PRIMARY KEY, tenant_id text)", "CREATE TABLE app.b (id int PRIMARY KEY, tenant_id text)")
+    db.run(
+        "CREATE SCHEMA app",
+        "CREATE TABLE app.a (id int PRIMARY KEY, tenant_id text)",
+        "CREATE TABLE app.b (id int PRIMARY KEY, tenant_id text)",
+    )
     tracking.track(db.connection, "app.a")
     tracking.track(db.connection, "app.b")
     tracking.untrack(db.connection, "app.a")
@@ -138,46 +163,78 @@ def test_touch_waits_for_a_writer_of_the_row(notes: Database, eventually) -> Non
     with notes.connect(autocommit=False) as writer, notes.connect() as toucher, ThreadPoolExecutor(1) as pool:
         writer.execute("UPDATE notes SET body = 'y'")
         touched = pool.submit(tracking.touch, toucher, "notes", {"id": 1})
-        eventually(lambda: notes.one("SELECT cardinality(pg_blocking_pids(%s)) > 0", toucher.info.backend_pid))
+        eventually(
+            lambda: notes.one("SELECT cardinality(pg_blocking_pids(%s)) > 0", toucher.info.backend_pid)
+        )
         writer.commit()
         assert touched.result(timeout=10) == 3
     assert [(event.version, event.row["body"]) for event in notes.events()] == [(2, "y"), (3, "y")]
 
 
-REFUSED = [
+_PLAIN = "CREATE TABLE t (id int PRIMARY KEY, tenant_id text)"
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("CREATE TABLE t (id int, tenant_id text)", {}, "CS004", "no primary key"),
     ("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, tenant_id text)", {}, "CS004", "deferrable"),
     ("CREATE TABLE t (id float8 PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id jsonb PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id int[] PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id int PRIMARY KEY, org text)", {}, "CS007", 'no column "tenant_id"'),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"owner_column": "who"}, "CS007", 'no column "who"'),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"columns": {"x": "ot"}}, "CS007", 'no column "x"'),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"columns": {"id": "ot"}}, "CS009", "not text"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"columns": {"id": "best"}}, "CS009", "no conflict policy"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"conflict": "best"}, "CS009", "no conflict policy"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"checked": True}, "CS009", "not supported yet"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"tenant": ""}, "CS007", "empty"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"audience": "public.nothing"}, "CS008", "no audience function"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"audience": "!"}, "CS008", "no audience function"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text)", {"audience_depends_on": {"public.m": {"a": "id"}}}, "CS008", "without an audience"),
+    (_PLAIN, {"owner_column": "who"}, "CS007", 'no column "who"'),
+    (_PLAIN, {"columns": {"x": "ot"}}, "CS007", 'no column "x"'),
+    (_PLAIN, {"columns": {"id": "ot"}}, "CS009", "not text"),
+    (_PLAIN, {"columns": {"id": "best"}}, "CS009", "no conflict policy"),
+    (_PLAIN, {"conflict": "best"}, "CS009", "no conflict policy"),
+    (_PLAIN, {"checked": True}, "CS009", "not supported yet"),
+    (_PLAIN, {"tenant": ""}, "CS007", "empty"),
+    (_PLAIN, {"audience": "public.nothing"}, "CS008", "no audience function"),
+    (_PLAIN, {"audience": "!"}, "CS008", "no audience function"),
+    (_PLAIN, {"audience_depends_on": {"public.m": {"a": "id"}}}, "CS008", "without an audience"),
     ("CREATE UNLOGGED TABLE t (id int PRIMARY KEY, tenant_id text)", {}, "CS003", "unlogged"),
     ("CREATE VIEW t AS SELECT 1 AS id, 'a' AS tenant_id", {}, "CS003", "view"),
     ("CREATE MATERIALIZED VIEW t AS SELECT 1 AS id, 'a' AS tenant_id", {}, "CS003", "materialized view"),
-    ("CREATE TABLE p (id int PRIMARY KEY, tenant_id text) PARTITION BY RANGE (id); CREATE TABLE t PARTITION OF p FOR VALUES FROM (0) TO (9)", {}, "CS003", "is a partition"),
-    ("CREATE TABLE p (id int PRIMARY KEY, tenant_id text); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)", {}, "CS003", "inheritance"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text); CREATE TABLE p () INHERITS (t)", {}, "CS003", "inheritance"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text); ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON t USING (true)", {}, "CS006", "mine"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text); ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON t FOR SELECT TO cloudsync_client USING (true)", {}, "CS006", "mine"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text); CREATE POLICY mine ON t TO cloudsync_analytics USING (true)", {}, "CS006", "switched off"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text); GRANT SELECT (id) ON t TO cloudsync_client", {}, "CS006", "column privileges"),
+    (
+        "CREATE TABLE p (id int PRIMARY KEY, tenant_id text) PARTITION BY RANGE (id);"
+        " CREATE TABLE t PARTITION OF p FOR VALUES FROM (0) TO (9)",
+        {},
+        "CS003",
+        "is a partition",
+    ),
+    (
+        "CREATE TABLE p (id int PRIMARY KEY, tenant_id text); CREATE TABLE t (PRIMARY KEY (id)) INHERITS (p)",
+        {},
+        "CS003",
+        "inheritance",
+    ),
+    (f"{_PLAIN}; CREATE TABLE p () INHERITS (t)", {}, "CS003", "inheritance"),
+    (
+        f"{_PLAIN}; ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY mine ON t USING (true)",
+        {},
+        "CS006",
+        "mine",
+    ),
+    (
+        f"{_PLAIN}; ALTER TABLE t ENABLE ROW LEVEL SECURITY;"
+        " CREATE POLICY mine ON t FOR SELECT TO cloudsync_client USING (true)",
+        {},
+        "CS006",
+        "mine",
+    ),
+    (f"{_PLAIN}; CREATE POLICY mine ON t TO cloudsync_analytics USING (true)", {}, "CS006", "switched off"),
+    (f"{_PLAIN}; GRANT SELECT (id) ON t TO cloudsync_client", {}, "CS006", "column privileges"),
     ('CREATE TABLE t (id int PRIMARY KEY, tenant_id text, "{row}" int)', {}, "CS005", "braces"),
-    ("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, v int GENERATED ALWAYS AS (id + 1) VIRTUAL)", {}, "CS005", "virtual generated"),
-]  # fmt: skip
+    (
+        "CREATE TABLE t (id int PRIMARY KEY, tenant_id text, v int GENERATED ALWAYS AS (id + 1) VIRTUAL)",
+        {},
+        "CS005",
+        "virtual generated",
+    ),
+]
 
 
 @pytest.mark.parametrize(("definition", "arguments", "state", "words"), REFUSED)
-def test_refusals_say_why_and_what_to_do(db: Database, definition: str, arguments: dict[str, Any], state: str, words: str) -> None:
+def test_refusals_say_why_and_what_to_do(
+    db: Database, definition: str, arguments: dict[str, Any], state: str, words: str
+) -> None:
     if "VIRTUAL" in definition and db.connection.info.server_version < 180000:
         pytest.skip("this PostgreSQL has no virtual generated columns")
     for statement in definition.split("; "):
@@ -220,24 +277,35 @@ def test_more_refusals(db: Database) -> None:
         "CREATE VIEW v AS SELECT 1 AS id",
     )
     for audience, words in {
-        "public.number": "does not return text", "public.broken": "fails: function nothing", "public.theirs": "not SECURITY DEFINER",
-    }.items():  # fmt: skip
+        "public.number": "does not return text",
+        "public.broken": "fails: function nothing",
+        "public.theirs": "not SECURITY DEFINER",
+    }.items():
         with pytest.raises(TrackRefused, match=words):
             tracking.track(connection, "t", audience=audience)
     for depends, words in {
-        "public.nothing": "does not exist", "public.v": "not an ordinary table", "!": "does not exist",
-    }.items():  # fmt: skip
+        "public.nothing": "does not exist",
+        "public.v": "not an ordinary table",
+        "!": "does not exist",
+    }.items():
         with pytest.raises(TrackRefused, match=words):
-            tracking.track(connection, "t", audience="public.fine", audience_depends_on={depends: {"id": "id"}})
+            tracking.track(
+                connection, "t", audience="public.fine", audience_depends_on={depends: {"id": "id"}}
+            )
     with pytest.raises(TrackRefused, match="no column"):
-        tracking.track(connection, "t", audience="public.fine", audience_depends_on={"public.t": {"nothing": "id"}})
+        tracking.track(
+            connection, "t", audience="public.fine", audience_depends_on={"public.t": {"nothing": "id"}}
+        )
     with pytest.raises(TrackRefused, match="does not say which column"):
         tracking.track(connection, "t", audience="public.fine", audience_depends_on={"public.t": {}})
     assert db.rows("SELECT FROM cloudsync.tracked_tables") == []
 
 
 def test_names_as_people_write_them(db: Database) -> None:
-    db.run('CREATE TABLE "Mixed.Case" (id int PRIMARY KEY, tenant_id text)', "CREATE TABLE plain (id int PRIMARY KEY, tenant_id text)")
+    db.run(
+        'CREATE TABLE "Mixed.Case" (id int PRIMARY KEY, tenant_id text)',
+        "CREATE TABLE plain (id int PRIMARY KEY, tenant_id text)",
+    )
     assert tracking.track(db.connection, 'public."Mixed.Case"').name == "public.Mixed.Case"
     assert tracking.track(db.connection, "public.Mixed.Case").name == "public.Mixed.Case"
     assert tracking.track(db.connection, "PLAIN").name == "public.plain"

@@ -27,7 +27,8 @@ VALUES: list[tuple[str, str, str, Any]] = [
     ("text", "E'a\\n\"\\u00e9\\U0001F600'", "''", 'a\n"é😀'),
     ("varchar(10)", "'x '", "'x'", "x "),
     ("char(4)", "'x'", "'y'", "x   "),
-    ("uuid", "'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'", "gen_random_uuid()", "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
+    ("uuid", "'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'", "gen_random_uuid()",
+     "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
     ("bytea", "decode(repeat('00ff', 60), 'hex')", "'\\x'", "AP8A/wD/" * 20),
     ("bytea", "'\\x'", "'\\x00'", ""),
     ("bytea[]", "ARRAY['\\x00ff'::bytea, NULL, '\\x']", "'{}'", ["AP8=", None, ""]),
@@ -101,7 +102,7 @@ def test_every_type_live_and_at_rest(typed: Database) -> None:
         expression = table.row_expression.replace("{row}", "c1")  # an alias that is also a column
         found = reader.execute(f"SELECT ({expression})::text FROM t AS c1".encode()).fetchone()
         assert found == (captured,)
-        condition = table.key_condition.replace("{row}", "t").replace("{key}", "'{\"id\": \"1\"}'::jsonb")
+        condition = table.key_condition.replace("{row}", "t").replace("{key}", '\'{"id": "1"}\'::jsonb')
         assert reader.execute(f"SELECT count(*) FROM t WHERE {condition}".encode()).fetchone() == (1,)
 
     # Each column alone: only it is in `old`, with its old value; setting it again logs nothing.
@@ -122,15 +123,25 @@ def test_writers_in_different_time_zones_give_the_same_json(db: Database) -> Non
     db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, at timestamptz, d interval)")
     db.track("t")
     for number, zone in enumerate(["Asia/Tokyo", "America/Los_Angeles", "UTC"]):
-        db.run(f"SET TimeZone = '{zone}'", f"INSERT INTO t VALUES ({number}, 'a', '2026-07-01 12:00+00', '90 min')")
+        db.run(
+            f"SET TimeZone = '{zone}'",
+            f"INSERT INTO t VALUES ({number}, 'a', '2026-07-01 12:00+00', '90 min')",
+        )
     assert {event.row["at"] for event in db.events()} == {"2026-07-01T12:00:00+00:00"}
 
 
 def test_the_settings_of_the_writer_are_as_they_were(db: Database) -> None:
     db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, at timestamptz)")
     db.track("t")
-    db.run("SET TimeZone = 'Asia/Tokyo'", "SET search_path = pg_temp", "INSERT INTO public.t VALUES (1, 'a', now())")
-    assert db.one("SELECT current_setting('TimeZone'), current_setting('search_path')") == ("Asia/Tokyo", "pg_temp")
+    db.run(
+        "SET TimeZone = 'Asia/Tokyo'",
+        "SET search_path = pg_temp",
+        "INSERT INTO public.t VALUES (1, 'a', now())",
+    )
+    assert db.one("SELECT current_setting('TimeZone'), current_setting('search_path')") == (
+        "Asia/Tokyo",
+        "pg_temp",
+    )
 
 
 def test_only_the_settings_that_the_columns_need_are_pinned(db: Database) -> None:
@@ -139,13 +150,18 @@ def test_only_the_settings_that_the_columns_need_are_pinned(db: Database) -> Non
         "CREATE TABLE b (id int PRIMARY KEY, tenant_id text, at timestamptz)",
     )
     plain, timed = db.track("a"), db.track("b")
-    config = "SELECT proconfig FROM pg_proc WHERE oid = format('cloudsync.capture_%%s()', %s::int)::regprocedure"
+    config = (
+        "SELECT proconfig FROM pg_proc WHERE oid = format('cloudsync.capture_%%s()', %s::int)::regprocedure"
+    )
     assert db.one(config, plain) == ["search_path=pg_catalog, pg_temp"]
     assert sorted(db.one(config, timed)) == ["TimeZone=UTC", "search_path=pg_catalog, pg_temp"]
 
 
 def test_stored_generated_columns(db: Database) -> None:
-    db.run("CREATE TABLE t (id int PRIMARY KEY, tenant_id text, n int, twice int GENERATED ALWAYS AS (n * 2) STORED)")
+    db.run(
+        "CREATE TABLE t (id int PRIMARY KEY, tenant_id text, n int, twice int GENERATED ALWAYS AS (n * 2)"
+        " STORED)"
+    )
     db.track("t")
     db.run("INSERT INTO t VALUES (1, 'a', 2)", "UPDATE t SET n = 3")
     created, updated = db.events()
@@ -174,20 +190,27 @@ def test_unequal_text_that_a_collation_calls_equal_is_a_change(db: Database) -> 
 def test_a_typical_row_is_small(db: Database) -> None:
     """Twenty columns of everyday data: about 2 KB at most, the delta far less."""
     db.run(
-        """CREATE TABLE orders (id bigint PRIMARY KEY, tenant_id uuid, customer_id bigint, number text, status text,
-            currency char(3), subtotal numeric(12,2), tax numeric(12,2), total numeric(12,2), email text, phone text,
+        """CREATE TABLE orders (id bigint PRIMARY KEY, tenant_id uuid, customer_id bigint, number text,
+           status text,
+            currency char(3), subtotal numeric(12,2), tax numeric(12,2), total numeric(12,2), email text,
+            phone text,
             street text, city text, zip text, country text, note text, tags text[], created_at timestamptz,
             updated_at timestamptz, paid boolean)"""
     )
     db.track("orders")
     db.run(
-        """INSERT INTO orders SELECT 1, gen_random_uuid(), 1234567890123, 'ORD-2026-0000123', 'processing', 'EUR', 1234.50, 234.56,
-            1469.06, 'someone.with.a.name@example.com', '+49 30 1234567', 'Musterstraße 123, Hinterhaus', 'Berlin', '10115', 'DE',
+        """INSERT INTO orders SELECT 1, gen_random_uuid(), 1234567890123, 'ORD-2026-0000123', 'processing',
+           'EUR', 1234.50, 234.56,
+            1469.06, 'someone.with.a.name@example.com', '+49 30 1234567', 'Musterstraße 123, Hinterhaus',
+            'Berlin', '10115', 'DE',
             repeat('A note of some length. ', 20), ARRAY['new', 'express', 'gift'], now(), now(), true""",
         "UPDATE orders SET status = 'shipped', updated_at = clock_timestamp()",
         "DELETE FROM orders",
     )
-    sizes = db.rows('SELECT op::text, octet_length("row"::text), octet_length(old::text) FROM cloudsync.change_log ORDER BY version')
+    sizes = db.rows(
+        'SELECT op::text, octet_length("row"::text), octet_length(old::text) FROM cloudsync.change_log'
+        " ORDER BY version"
+    )
     (_, created, _), (_, updated, delta), (_, _, deleted) = sizes
     assert max(created, updated, deleted) <= 2048
     assert delta <= 128
