@@ -53,6 +53,12 @@ class UnknownSubscription(RequestError):
     code = "unknown_subscription"
 
 
+class NotConnected(RequestError):
+    """The gateway is not connected to the registry right now; try again."""
+
+    code = "unavailable"  # passing, so that clients ask again instead of giving the subscription up
+
+
 class Subscriptions:
     """Makes and ends the subscriptions of all connections of a gateway."""
 
@@ -306,7 +312,7 @@ class Subscriptions:
             if hosted.registered:
                 return
             if self.directory is None:
-                raise RequestError("The gateway is not connected to the registry right now.")
+                raise NotConnected
             await self.directory.host(hosted.topic, hosted.count)
             hosted.registered = True
 
