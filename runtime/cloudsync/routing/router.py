@@ -26,9 +26,10 @@ from cloudsync.events import (
     Position,
     TopicMatch,
 )
+from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.deliveries import encode_deliveries
 from cloudsync.feeds.feed import decode_events
-from cloudsync.feeds.keys import Keys
+from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
 from cloudsync.keyring import Keyring
 from cloudsync.registry.topics import RegistryView
@@ -66,6 +67,7 @@ class Router:
         self._release = client.register_script(RELEASE)
         self._done: dict[int, Position] = {}
         self._renew_due = 0.0
+        self._outdated = False
         self._count = _ENTRIES_FIRST
         self.routed_events = 0
 
@@ -90,6 +92,8 @@ class Router:
                 if now >= share_due:
                     self._share()
                     share_due = now + (_SHARE_EVERY_S if self._done else _JOIN_EVERY_S)
+                if self._outdated:
+                    break  # nothing will come here any more, and the new epoch needs a worker
                 if now >= self._renew_due:
                     self._renew_leases()
                 if not self._done:
@@ -126,7 +130,9 @@ class Router:
             pipeline.zadd(self._keys.routers, {self._token: now_ms})
             pipeline.zremrangebyscore(self._keys.routers, 0, now_ms - self._settings.routing_lease_ms)
             pipeline.zcard(self._keys.routers)
-            routers = pipeline.execute()[2]
+            pipeline.get(epoch_key(self._keys.database_id))
+            _, _, routers, epoch = pipeline.execute()
+        self._outdated = epoch is not None and text_of(epoch) != self._keys.epoch
         fair = -(-SHARDS // max(1, routers))
         surplus = list(self._done)[fair:]
         if surplus:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import redis
 from celery import bootsteps
+from kombu import Exchange, Queue
 from redis.exceptions import RedisError
 
 from cloudsync import logs
@@ -28,11 +29,18 @@ _log = logs.get("routing")
 
 def start_router(client: redis.Redis, keys: Keys) -> bool:
     """Send one routing task for the database, unless one was sent within the last second."""
-    from cloudsync.routing.application import application
+    from cloudsync.routing.application import GENERAL, ROUTING, application
 
     if not client.set(keys.starting(0), 1, nx=True, px=_START_EXPIRES_MS):
         return False
-    application.send_task("cloudsync.route", args=[keys.database_id, keys.epoch], expires=30)
+    with application.producer_or_acquire() as producer:
+        # Workers bind their queues once. A broker that lost its data takes messages for queues that are not
+        # bound and drops them: nothing would be routed any more, and nothing would say so.
+        for name in (ROUTING, GENERAL):
+            Queue(name, Exchange(name), routing_key=name).bind(producer.channel).declare()
+        application.send_task(
+            "cloudsync.route", args=[keys.database_id, keys.epoch], expires=30, producer=producer
+        )
     return True
 
 

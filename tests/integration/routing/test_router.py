@@ -12,7 +12,7 @@ import redis.asyncio
 from cloudsync.events import CREATE, UPDATE, Position
 from cloudsync.feeds.connection import connect, connect_async
 from cloudsync.feeds.feed import FeedWriter
-from cloudsync.feeds.keys import Keys
+from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.filters import Condition
 from cloudsync.registry.gateways import GatewayRegistration
@@ -279,3 +279,14 @@ async def test_rows_without_a_tenant_reach_nobody(
     start()
     await eventually_async(lambda: all_done(blocking, keys))
     assert deliveries(blocking, keys, KEYRING, "gw1") == []
+
+
+async def test_a_new_epoch_ends_what_lingers_in_the_old_one(
+    client: redis.asyncio.Redis, blocking: redis.Redis, keys: Keys, start: type[Running]
+) -> None:
+    """Workers are few: the one that waits for changes in an epoch that is over is missing in the new one."""
+    lingering = start()
+    eventually(lambda: lingering.shards == 16)
+    await client.set(epoch_key(keys.database_id), "another")
+    eventually(lambda: not lingering.alive, 5)
+    assert lingering.error is None
