@@ -12,7 +12,8 @@ from integration.path.world import Watcher, World, table_name
 
 COLUMNS = {
     "id": "bigint PRIMARY KEY", "tenant_id": "text", "number": "text", "status": "text",
-    "priority": "smallint", "title": "text", "description": "text", "customer_id": "bigint", "assignee": "uuid", "reporter": "uuid",
+    "priority": "smallint", "title": "text", "description": "text",
+    "customer_id": "bigint", "assignee": "uuid", "reporter": "uuid",
     "amount": "numeric(12,2)", "currency": "char(3)", "quantity": "integer", "rate": "double precision",
     "tags": "text[]", "details": "jsonb", "due_on": "date", "created_at": "timestamptz",
     "updated_at": "timestamptz", "archived": "boolean",
