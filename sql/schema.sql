@@ -30,7 +30,7 @@ BEGIN
         END IF;
     END LOOP;
 
-    IF NOT superuser AND NOT pg_catalog.pg_has_role('cloudsync_owner', 'MEMBER') THEN
+    IF NOT superuser THEN -- whoever made the role may give it, but is not yet allowed to act as it
         EXECUTE format('GRANT cloudsync_owner TO %I', current_user);
     END IF;
 
@@ -1998,7 +1998,8 @@ BEGIN
     IF current_setting('cloudsync.tracking', true) = 'on' THEN
         RETURN;
     END IF;
-    FOR command IN SELECT DISTINCT c.classid, c.objid, c.object_type FROM pg_event_trigger_ddl_commands() c LOOP
+    FOR command IN SELECT DISTINCT c.classid, c.objid, c.object_type FROM pg_event_trigger_ddl_commands() c
+                   WHERE c.schema_name IS DISTINCT FROM 'pg_temp' LOOP
         IF command.classid = 'pg_proc'::regclass THEN
             PERFORM cloudsync.check_function(command.objid);
         END IF;
