@@ -74,11 +74,12 @@ class VisibilityCheck:
             connection.flush()
         except Exception as error:
             raise StreamEnded(str(error)) from error
-        loop.add_reader(connection.socket, readable)
+        descriptor = connection.socket  # a lost connection has none to ask for
+        loop.add_reader(descriptor, readable)
         try:
             await answered
         finally:
-            loop.remove_reader(connection.socket)
+            loop.remove_reader(descriptor)
         value: bytes | None = None
         while (result := connection.get_result()) is not None:
             if result.status != pq.ExecStatus.TUPLES_OK:

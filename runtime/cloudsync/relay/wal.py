@@ -78,6 +78,7 @@ class SlotStream:
         self._commit_us = 0
         self._ordinal = 0
         self._reading = False
+        self._descriptor = -1
         self._wake: Callable[[], None] = lambda: None
         self.events: list[ChangeEvent] = []
         self.received_lsn = 0
@@ -197,14 +198,16 @@ class SlotStream:
 
     def _resume(self) -> None:
         if not self._reading:
-            asyncio.get_running_loop().add_reader(self._pg.socket, self._on_readable)
+            self._descriptor = self._pg.socket
+            asyncio.get_running_loop().add_reader(self._descriptor, self._on_readable)
             self._reading = True
 
     def _pause(self) -> None:
         if self._reading:
             self._reading = False
-            if self._connection is not None:
-                asyncio.get_running_loop().remove_reader(self._connection.socket)
+            # Remembered: a lost connection has no socket to ask for, and a reader that stays registered would
+            # keep the loop from seeing the next connection that is given the same descriptor.
+            asyncio.get_running_loop().remove_reader(self._descriptor)
 
     def _on_readable(self) -> None:
         try:
