@@ -7,6 +7,7 @@ has been routed to its end counts as `head`.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,7 @@ from cloudsync.gateway.stream import DeliveryStream
 from cloudsync.sharding import SHARDS
 
 _DRAIN_POLL_S: Final = 0.01
+_DRAIN_S: Final = 1.0
 
 
 class Watermark(msgspec.Struct, frozen=True):
@@ -28,7 +30,7 @@ class Watermark(msgspec.Struct, frozen=True):
 
 
 async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:
-    """The watermark now; None while the relay has not written `head` yet. Raises redis errors."""
+    """The watermark now; None if there is no `head` yet or the stream is far behind. Raises redis errors."""
     head = await redis.get(keys.head)
     if head is None:
         return None
@@ -44,7 +46,10 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
         if tail is not None and tail != done:
             lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
     newest = await stream.newest_id()
-    while _order(stream.last_id) < _order(newest):  # noqa: ASYNC110 - once a second, a few milliseconds
+    deadline_s = time.monotonic() + _DRAIN_S
+    while _order(stream.last_id) < _order(newest):
+        if time.monotonic() > deadline_s:
+            return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
         await asyncio.sleep(_DRAIN_POLL_S)
     return Watermark(lowest, int(horizon))
 
