@@ -144,6 +144,7 @@ async def test_what_is_in_a_feed_is_visible_to_every_later_snapshot(
             thread.join()
 
 
+LOGGED = ("relay", "relay-standby", "routing", "gateway")
 Harm = Callable[[World, redis.Redis], None]
 
 
@@ -214,9 +215,14 @@ async def test_after_harm_every_client_equals_the_table(
             await view.wait_for(lambda rows: len(rows) > 100, timeout_s=20)
             harm(world, client)
             held = max(row["n"] for row in view.rows.values())
-            await view.wait_for(
-                lambda rows: rows and max(row["n"] for row in rows.values()) > held + 100, timeout_s=60
-            )
+            try:
+                await view.wait_for(
+                    lambda rows: rows and max(row["n"] for row in rows.values()) > held + 100, timeout_s=60
+                )
+            except TimeoutError:
+                logs = {name: (world.platform.logs / f"{name}.log").read_text()[-1500:] for name in LOGGED}
+                states = (one.state, view.error, world.platform.processes)
+                raise AssertionError(f"nothing came after the harm: {states} {logs}") from None
         finally:
             halt.set()
             writer.join()
