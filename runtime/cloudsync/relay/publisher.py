@@ -68,7 +68,7 @@ class Publisher:
                 continue
             early_s = self._pace_until_s - time.monotonic()
             if early_s > 0 and len(self._stream.events) < self._batch_events:
-                await asyncio.sleep(early_s)
+                await self._stream.rest(early_s)
             events = self._stream.take(self._batch_events, self._batch_bytes)
             self._pace_until_s = time.monotonic() + min(len(events) * _PACE_EVENT_S, _PACE_S)
             whole = not self._stream.events

@@ -140,6 +140,14 @@ class SlotStream:
         self._resume()
         self._on_readable()
 
+    async def rest(self, seconds: float) -> None:
+        """Leave what arrives in the socket for a moment, then read it in one go."""
+        self._pause()
+        await asyncio.sleep(seconds)
+        if self.error is None:
+            self._resume()
+            self._on_readable()
+
     def close(self) -> None:
         self._pause()
         if self._connection is not None:
