@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
+
+_CANCEL_AGAIN_S: Final = 0.5
 
 
 async def until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
@@ -19,8 +21,13 @@ async def until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        waiting = {task for task in tasks if not task.done()}
+        while waiting:
+            # More than once: a cancellation that meets the end of a time-out inside a library can be lost, and
+            # an endless coroutine would go on for ever.
+            for task in waiting:
+                task.cancel()
+            _, waiting = await asyncio.wait(waiting, timeout=_CANCEL_AGAIN_S)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
