@@ -23,7 +23,7 @@ async def until_one_fails(*coroutines: Coroutine[Any, Any, None]) -> None:
     finally:
         waiting = {task for task in tasks if not task.done()}
         while waiting:
-            # More than once: a cancellation that meets the end of a time-out inside a library can be lost, and
+            # More than once: a cancellation that meets the end of a library's own time-out can be lost, and
             # an endless coroutine would go on for ever.
             for task in waiting:
                 task.cancel()
