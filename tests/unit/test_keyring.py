@@ -34,7 +34,7 @@ def test_what_was_sealed_opens(content: bytes, associated: bytes) -> None:
         KEYS.entry_context(5, "10-2"),
         Keys("7f3b", "e91c").entry_context(5, "10-1"),
         Keys("7f3a", "e91d").entry_context(5, "10-1"),
-        KEYS.delivery_context("gw", 5, "10-1"),
+        KEYS.delivery_context("gw", [(5, "10-1")]),
         b"",
     ],
 )
