@@ -421,9 +421,11 @@ AS $$
                WHEN NOT k.deterministic THEN 'json'
                WHEN k.item IN ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'text'::regtype,
                                'varchar'::regtype, 'uuid'::regtype, 'date'::regtype, 'time'::regtype, 'timestamp'::regtype,
-                               'timestamptz'::regtype, 'bytea'::regtype, 'oid'::regtype, '"char"'::regtype, 'name'::regtype)
+                               'timestamptz'::regtype, 'bytea'::regtype, 'oid'::regtype, '"char"'::regtype, 'name'::regtype,
+                               'float4'::regtype, 'float8'::regtype)
                    THEN 'direct'
-               WHEN k.item IN ('float4'::regtype, 'float8'::regtype, 'json'::regtype, 'bpchar'::regtype) THEN 'json'
+               WHEN k.item = 'bpchar'::regtype AND k.atttypmod > 0 THEN 'direct' -- all padded to one length
+               WHEN k.item IN ('json'::regtype, 'bpchar'::regtype) THEN 'json'
                ELSE 'text' -- equal values of these may differ as JSON: 1.0 and 1.00, '1 day' and '24 hours'
            END,
            CASE
@@ -1173,7 +1175,7 @@ BEGIN
     SELECT string_agg(format('%I %s', c.name, c.type), ', ') INTO names
     FROM pg_index i JOIN cloudsync.table_columns(rel) c ON c.number = ANY (i.indkey)
     WHERE i.indrelid = rel AND i.indisprimary
-      AND (NOT c.is_scalar OR c.base_type IN ('real', 'double precision') OR c.comparison = 'json' AND c.base_type <> 'character');
+      AND (NOT c.is_scalar OR c.base_type IN ('real', 'double precision') OR c.comparison = 'json');
     IF names IS NOT NULL THEN
         RAISE EXCEPTION 'the primary key of % has columns whose values have no single text form (%)', name, names
             USING ERRCODE = 'CS004', HINT = 'Use a key of integers, text, uuid, dates or the like.';

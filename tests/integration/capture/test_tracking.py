@@ -177,6 +177,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, tenant_id text)", {}, "CS004", "deferrable"),
     ("CREATE TABLE t (id float8 PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id jsonb PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
+    ("CREATE TABLE t (id bpchar PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id int[] PRIMARY KEY, tenant_id text)", {}, "CS004", "no single text form"),
     ("CREATE TABLE t (id int PRIMARY KEY, org text)", {}, "CS007", 'no column "tenant_id"'),
     (_PLAIN, {"owner_column": "who"}, "CS007", 'no column "who"'),
