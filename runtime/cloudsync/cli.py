@@ -221,6 +221,17 @@ def token(
     typer.echo(development_token(settings, tenant=tenant, user=user, lifetime_s=int(hours * 3600)))
 
 
+@app.command(
+    rich_help_panel=_DEVELOPMENT,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def psql(context: typer.Context, data: Folder = _FOLDER) -> None:
+    """Open psql on the platform's database; what follows is psql's own, such as `-c "SELECT 1"`."""
+    from cloudsync.dev import command, connections
+
+    command.psql(connections.postgres_url(None, data), context.args)
+
+
 # Tables
 
 

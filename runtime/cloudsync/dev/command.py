@@ -10,10 +10,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final, NoReturn
 
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from rich.console import Console
 from rich.text import Text
 
@@ -21,6 +23,7 @@ from cloudsync.dev import state, status
 from cloudsync.dev.logtail import LogFollower
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
+from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.errors import AlreadyRunning, StartFailed
 
 _COLOURS: Final = (
@@ -149,6 +152,16 @@ def stop(folder: Path) -> None:
         time.sleep(0.05)
 
 
+def psql(url: str, arguments: Sequence[str]) -> NoReturn:
+    """Become psql: the one on the path, or the embedded server's."""
+    program = shutil.which("psql") or str(EmbeddedPostgres.binary("psql"))
+    parts: dict[str, Any] = {**conninfo_to_dict(url)}
+    # A password belongs in the environment, where other users of the machine cannot read it.
+    password = parts.pop("password", None)
+    environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
+    os.execve(program, ["psql", f"--dbname={make_conninfo(**parts)}", *arguments], environment)  # noqa: S606
+
+
 def _show_running(options: PlatformOptions, terminal: _Terminal) -> None:
     running = state.read((options.data or state.DEFAULT_FOLDER).expanduser().resolve())
     if running is not None:
@@ -160,15 +173,11 @@ def _next_steps(terminal: _Terminal, platform: Platform) -> None:
     data = platform.options.data
     folder = "" if data is None or data == state.DEFAULT_FOLDER else f" --data {shlex.quote(str(data))}"
     cloudsync = _program()
-    database = shlex.quote(status.without_password(platform.postgres_url()))
-    psql = (
-        shlex.quote(_from_here(platform.binary("psql"))) if platform.options.postgres_url is None else "psql"
-    )
     table = "CREATE TABLE todos (id bigint PRIMARY KEY, title text, done boolean DEFAULT false)"
     terminal.say("")
     terminal.say(f"Ready in {platform.start_s:.1f} s. Try, in another terminal:", "bold green")
     for command in (
-        f'{psql} {database} -c "{table}"',
+        f'{cloudsync} psql{folder} -c "{table}"',
         f"{cloudsync} track todos --tenant demo{folder}",
         f"{cloudsync} tail todos --tenant demo --user me{folder}",
         f"{cloudsync} token --tenant demo --user me{folder}",

@@ -142,6 +142,7 @@ def test_other_verbs_find_it(terminal: _Terminal) -> None:
     assert answer.status_code == 200
     assert answer.json()["url"] in running.gateway_urls
 
+    assert _run(terminal.folder, "psql", "-Atc", "SELECT current_database()").stdout == "cloudsync\n"
     assert _run(terminal.folder, "migrate").stdout == "Nothing to apply.\n"
     with psycopg.connect(running.postgres_url, autocommit=True) as connection:
         connection.execute("CREATE TABLE todos (id bigint PRIMARY KEY, title text)")
