@@ -3,6 +3,10 @@
 -- Runs in one transaction, as a superuser or (RDS) a member of rds_superuser. Everything belongs to
 -- cloudsync_owner, who cannot log in. Definer functions pin their search_path.
 -- sql/migrations/ gets here step by step; a test proves that both give the same database.
+--
+-- Refusals have stable SQLSTATEs and a HINT that says what to do: CS001 not the owner, CS002 not tracked, CS003 the kind of
+-- table, CS004 its key, CS005 its columns, CS006 its policies or privileges, CS007 no such column or tenant, CS008 the
+-- audience, CS009 an argument, CS010 a tracked table needs it.
 
 ---------------------------------------------------------------------------------------------------
 -- Roles. They belong to the whole cluster, so another database's migration may be making them now.

@@ -448,3 +448,22 @@ def test_the_publication_streams_inserts_of_the_log_alone(notes: Database) -> No
         " pubtruncate), bool_and(pubviaroot)"
         " FROM pg_publication_tables JOIN pg_publication USING (pubname) WHERE pubname = 'cloudsync_changes'"
     ) == (["change_log"], True, False, True)
+
+
+def test_columns_named_like_words_of_plpgsql(db: Database) -> None:
+    """Words such as `by` need no quotes in SQL; a trigger's language takes them for its own."""
+    names = ("by", "loop", "begin", "if", "execute", "while", 'a"b')
+    columns = ", ".join(f'"{name.replace(chr(34), chr(34) * 2)}" bigint' for name in names)
+    db.run(
+        f'CREATE TABLE words ("for" int, "begin_at" numeric, tenant_id text, {columns}, PRIMARY KEY ("for", "by"))',
+        "SELECT cloudsync.track('words', owner_column => 'loop')",
+        "INSERT INTO words VALUES (1, 1.50, 'a', 1, 2, 3, 4, 5, 6, 7)",
+        'UPDATE words SET "execute" = 50, "if" = 40',
+        'UPDATE words SET "by" = 10',
+        "DELETE FROM words",
+    )
+    events = db.events()
+    assert [event.op for event in events] == ["c", "u", "d", "c", "d"]
+    assert events[1].old == {"if": "4", "execute": "5"}
+    assert events[-1].key == {"for": 1, "by": "10"}
+    assert events[0].audience == ["2"]

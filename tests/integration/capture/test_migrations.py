@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -177,14 +176,3 @@ def test_unsuitable_servers(tmp_path: Path, postgres: EmbeddedPostgres) -> None:
             )
         with pytest.raises(DatabaseUnsuitable, match="LATIN1"):
             migrate(server.url(database="latin"), require_logical=False)
-
-
-def test_files_must_have_names_that_order_them(tmp_path: Path) -> None:
-    folder = tmp_path / "sql"
-    shutil.copytree(migrations.sql_folder(), folder)
-    (folder / "migrations" / "0900_sometime_x.sql").write_text("SELECT 1")
-    with pytest.raises(MigrationRefused, match="no valid name"):
-        migrations.load(folder)
-    (folder / "migrations" / "0900_sometime_x.sql").rename(folder / "migrations" / "0001_post_x.sql")
-    with pytest.raises(MigrationRefused, match="same number"):
-        migrations.load(folder)
