@@ -55,4 +55,4 @@ async def test_the_error_is_raised_as_it_is_and_cancelling_the_whole_cancels_eac
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    assert ended == ["a", "b", "c"]
+    assert sorted(ended) == ["a", "b", "c"]

@@ -22,7 +22,7 @@ _AVERAGE: Final = re.compile(r"latency average = ([\d.]+) ms")
 
 
 class WritersFailed(PlatformError):
-    """pgbench ended with an error."""
+    """The pgbench run ended with an error."""
 
     code = "writers_failed"
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.protocol.frames import Body
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
+
+
+_STALL_S: Final = 5.0
 
 
 class _Rest(Awaitable[None]):
@@ -144,13 +147,18 @@ class Connection:
             self._flushing.cancel()
 
     async def room(self) -> bool:
-        """Wait until little is queued: how a snapshot keeps to the client's pace. False if it is closed."""
-        while self.close_code is None and (
-            self._backlog_bytes > self._settings.batch_bytes or self._flushing
-        ):
+        """Wait until half of what may be queued is free: how a snapshot keeps to the client's pace.
+
+        False if the connection is closed. While a snapshot waits it keeps its place, its pooled connection
+        and its transaction, so a client that takes nothing for too long is closed as slow.
+        """
+        deadline_s = time.monotonic() + _STALL_S
+        while self.close_code is None and self._backlog_bytes > self._settings.backlog_bytes // 2:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._room)
+            await asyncio.wait([self._room], timeout=max(0.0, deadline_s - time.monotonic()))
+            if time.monotonic() >= deadline_s:
+                self.close(Close.SLOW, Error("limit_reached", "The snapshot was not taken in time."))
         return self.close_code is None
 
     def _queue(self, item: tuple[str, Body] | str, size_bytes: int) -> None:
@@ -181,7 +189,7 @@ class Connection:
             self._deliver(sub, body)
         if not backlog:
             self._backlog = None
-        if self._backlog_bytes <= self._settings.batch_bytes and self._flushing is None:
+        if self._backlog_bytes <= self._settings.backlog_bytes // 2:
             self._wake_room()
 
     def _deliver(self, sub: str, body: Body) -> None:

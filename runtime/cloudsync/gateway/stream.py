@@ -70,6 +70,20 @@ class DeliveryStream:
         finally:
             self.canary_seen.pop(nonce, None)
 
+    async def sent_positions(self) -> dict[int, Position]:
+        """How far routers say that they have delivered to this gateway, per shard."""
+        fields: Any = await self._redis.hgetall(self._keys.sent(self._gateway_id))
+        return {int(f): Position.from_entry_id(v) for f, v in fields.items() if f != b"bytes"}
+
+    def check_received(self, sent: dict[int, Position]) -> None:
+        """After the stream was read to its end: a delivery that was refused as over budget is missing.
+
+        Raises Gap. Without this it would show only behind the shard's next delivery.
+        """
+        for shard, position in sent.items():
+            if self._positions[shard] < position:
+                raise Gap(f"shard {shard}: {position} was refused, received up to {self._positions[shard]}")
+
     async def newest_id(self) -> str:
         """The id of the last entry that was ever added to the stream."""
         entries: Any = await self._redis.xrevrange(self._keys.stream(self._gateway_id), count=1)

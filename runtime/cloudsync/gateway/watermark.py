@@ -30,7 +30,10 @@ class Watermark(msgspec.Struct, frozen=True):
 
 
 async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:
-    """The watermark now; None if there is no `head` yet or the stream is far behind. Raises redis errors."""
+    """The watermark now; None if there is no `head` yet or the stream is far behind.
+
+    Raises Gap, redis errors.
+    """
     head = await redis.get(keys.head)
     if head is None:
         return None
@@ -45,12 +48,14 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
     for tail, done in zip(answers[::2], answers[1::2], strict=True):
         if tail is not None and tail != done:
             lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
+    sent = await stream.sent_positions()
     newest = await stream.newest_id()
     deadline_s = time.monotonic() + _DRAIN_S
     while _order(stream.last_id) < _order(newest):
         if time.monotonic() > deadline_s:
             return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
         await asyncio.sleep(_DRAIN_POLL_S)
+    stream.check_received(sent)
     return Watermark(lowest, int(horizon))
 
 

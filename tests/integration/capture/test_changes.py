@@ -455,7 +455,7 @@ def test_columns_named_like_words_of_plpgsql(db: Database) -> None:
     names = ("by", "loop", "begin", "if", "execute", "while", 'a"b')
     columns = ", ".join(f'"{name.replace(chr(34), chr(34) * 2)}" bigint' for name in names)
     db.run(
-        f'CREATE TABLE words ("for" int, "begin_at" numeric, tenant_id text, {columns}, PRIMARY KEY ("for", "by"))',
+        f'CREATE TABLE words ("for" int, n numeric, tenant_id text, {columns}, PRIMARY KEY ("for", "by"))',
         "SELECT cloudsync.track('words', owner_column => 'loop')",
         "INSERT INTO words VALUES (1, 1.50, 'a', 1, 2, 3, 4, 5, 6, 7)",
         'UPDATE words SET "execute" = 50, "if" = 40',

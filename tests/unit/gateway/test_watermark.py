@@ -61,7 +61,6 @@ async def test_an_entry_that_redis_lost_is_not_waited_for_for_ever(client: redis
         assert await read_watermark(client, keys, stream_of(client, keys)) is None
 
 
-@pytest.mark.xfail(reason="a refused delivery shows only behind the next one of its shard", strict=True)
 async def test_a_delivery_over_budget_holds_it_back_while_nothing_follows(
     client: redis.asyncio.Redis,
 ) -> None:
