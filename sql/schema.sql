@@ -450,10 +450,15 @@ AS $$
     ORDER BY k.attnum
 $$;
 
+-- A column of a record, always in quotes: words such as `by` need none in SQL, but are PL/pgSQL's own.
+CREATE FUNCTION cloudsync.field(place text, name text) RETURNS text
+LANGUAGE sql IMMUTABLE
+RETURN place || '."' || pg_catalog.replace(name, '"', '""') || '"';
+
 -- A value's JSON as an argument of jsonb_build_object: plain, or in its exact form.
 CREATE FUNCTION cloudsync.value_of(json_form text, place text, name text) RETURNS text
 LANGUAGE sql IMMUTABLE
-RETURN pg_catalog.replace(coalesce(json_form, '{v}'), '{v}', place || '.' || pg_catalog.quote_ident(name));
+RETURN pg_catalog.replace(coalesce(json_form, '{v}'), '{v}', cloudsync.field(place, name));
 
 -- A value's text as JSON would show it (what ->> gives).
 CREATE FUNCTION cloudsync.text_of(base_type text, json_form text, place text, name text) RETURNS text
@@ -461,8 +466,8 @@ LANGUAGE sql IMMUTABLE
 RETURN CASE
     WHEN json_form IS NOT NULL THEN cloudsync.value_of(json_form, place, name)
     WHEN base_type IN ('integer', 'smallint', 'text', 'character varying', 'uuid', 'boolean')
-        THEN place || '.' || pg_catalog.quote_ident(name) || '::text'
-    ELSE '(to_jsonb(' || place || '.' || pg_catalog.quote_ident(name) || ') #>> ''{}'')'
+        THEN cloudsync.field(place, name) || '::text'
+    ELSE '(to_jsonb(' || cloudsync.field(place, name) || ') #>> ''{}'')'
 END;
 
 -- An expression for the shard of a value, cheap where the type allows; null for a null.
@@ -471,9 +476,9 @@ LANGUAGE sql IMMUTABLE
 RETURN CASE
     WHEN base_type IN ('integer', 'smallint', 'bigint')
         -- the lowest four bits of a two's complement are the non-negative remainder
-        THEN pg_catalog.format('(%s.%I & 15::%s)::smallint', place, name, base_type)
+        THEN pg_catalog.format('(%s & 15::%s)::smallint', cloudsync.field(place, name), base_type)
     WHEN base_type = 'uuid'
-        THEN pg_catalog.format('(strpos(''0123456789abcdef'', substr(md5(%s.%I::text), 8, 1)) - 1)::smallint', place, name)
+        THEN pg_catalog.format('(strpos(''0123456789abcdef'', substr(md5(%s::text), 8, 1)) - 1)::smallint', cloudsync.field(place, name))
     ELSE 'cloudsync.shard_of(' || cloudsync.text_of(base_type, json_form, place, name) || ')'
 END;
 
@@ -494,11 +499,11 @@ BEGIN
     SELECT 'jsonb_build_object(' || string_agg(quote_literal(c.name) || ', ' || cloudsync.value_of(c.json_form, '{row}', c.name), ', ' ORDER BY k.n) || ')',
            'concat(''['', ' || string_agg(
                CASE
-                   WHEN c.base_type IN ('integer', 'smallint') THEN format('{row}.%I', c.name)
-                   WHEN c.base_type IN ('bigint', 'numeric', 'uuid') THEN format('''"'', {row}.%I, ''"''', c.name)
+                   WHEN c.base_type IN ('integer', 'smallint') THEN cloudsync.field('{row}', c.name)
+                   WHEN c.base_type IN ('bigint', 'numeric', 'uuid') THEN '''"'', ' || cloudsync.field('{row}', c.name) || ', ''"'''
                    ELSE 'to_jsonb(' || cloudsync.value_of(c.json_form, '{row}', c.name) || ')'
                END, ', '','', ' ORDER BY k.n) || ', '']'')',
-           string_agg(format('{row}.%I = ', c.name) || CASE
+           string_agg(cloudsync.field('{row}', c.name) || ' = ' || CASE
                WHEN c.base = 'bytea'::regtype THEN format('decode({key}->>%L, ''base64'')', c.name)
                ELSE format('({key}->>%L)::%s', c.name, c.type)
            END, ' AND ' ORDER BY k.n),
@@ -599,19 +604,19 @@ BEGIN
     SELECT * INTO form FROM cloudsync.table_expressions(tracked.relid, tracked.key_numbers);
     SELECT * INTO owner FROM cloudsync.table_columns(tracked.relid) c WHERE c.number = tracked.owner_number;
     tenant_new := CASE WHEN tracked.tenant_column IS NULL THEN quote_literal(tracked.tenant_constant)
-                       ELSE format('coalesce(NEW.%I::text, '''')', tracked.tenant_column) END;
+                       ELSE format('coalesce(%s::text, '''')', cloudsync.field('NEW', tracked.tenant_column)) END;
     tenant_old := CASE WHEN tracked.tenant_column IS NULL THEN quote_literal(tracked.tenant_constant)
-                       ELSE format('coalesce(OLD.%I::text, '''')', tracked.tenant_column) END;
+                       ELSE format('coalesce(%s::text, '''')', cloudsync.field('OLD', tracked.tenant_column)) END;
     shard := form.key_shard;
     IF tracked.owner_number IS NOT NULL THEN
         shard := format('coalesce(%s, %s)',
             CASE WHEN owner.base_type IN ('integer', 'smallint', 'bigint', 'uuid')
                 THEN cloudsync.shard_expression(owner.base_type, owner.json_form, '{row}', owner.name)
-                ELSE format('cloudsync.shard_of({row}.%I::text)', owner.name) END, shard);
+                ELSE format('cloudsync.shard_of(%s::text)', cloudsync.field('{row}', owner.name)) END, shard);
     END IF;
     audience := CASE
         WHEN by_function THEN format('cloudsync.audience_%s({row})', tracked.table_id)
-        WHEN tracked.owner_number IS NOT NULL THEN format('array_remove(ARRAY[nullif({row}.%I::text, '''')], NULL)', owner.name)
+        WHEN tracked.owner_number IS NOT NULL THEN format('array_remove(ARRAY[nullif(%s::text, '''')], NULL)', cloudsync.field('{row}', owner.name))
         ELSE 'NULL::text[]'
     END;
 
@@ -736,9 +741,9 @@ CREATE FUNCTION cloudsync.differs(name text, comparison text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format(CASE comparison
-        WHEN 'direct' THEN 'NEW.%1$I IS DISTINCT FROM OLD.%1$I'
-        WHEN 'json' THEN 'to_jsonb(NEW.%1$I)::text IS DISTINCT FROM to_jsonb(OLD.%1$I)::text'
-        ELSE '(NEW.%1$I)::text IS DISTINCT FROM (OLD.%1$I)::text' END, name)
+        WHEN 'direct' THEN '%s IS DISTINCT FROM %s'
+        WHEN 'json' THEN 'to_jsonb(%s)::text IS DISTINCT FROM to_jsonb(%s)::text'
+        ELSE '(%s)::text IS DISTINCT FROM (%s)::text' END, cloudsync.field('NEW', name), cloudsync.field('OLD', name))
 $$;
 
 -- The text of a dependency's value: what is hashed for its lock. side 1: columns of the tracked table, 0: of the dependency.
@@ -746,7 +751,7 @@ CREATE FUNCTION cloudsync.dependency_value(dependency jsonb, rel oid, place text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE WHEN count(*) = 1 THEN max(c.one) ELSE format('jsonb_build_array(%s)::text', string_agg(c.one, ', ' ORDER BY c.n)) END
-    FROM (SELECT p.n, format('%s.%I::text', place, a.attname) AS one
+    FROM (SELECT p.n, cloudsync.field(place, a.attname::text) || '::text' AS one
           FROM jsonb_array_elements(dependency -> 'on') WITH ORDINALITY AS p (pair, n)
           JOIN pg_attribute a ON a.attrelid = rel AND a.attnum = (p.pair ->> side)::smallint) c
 $$;
@@ -917,7 +922,7 @@ BEGIN
     RETURN ARRAY(SELECT DISTINCT u COLLATE "C" FROM unnest(users%s) AS u WHERE u <> '' ORDER BY 1);
 END
 $t$, p.pronamespace::regnamespace, p.proname, 'tracked_row',
-        CASE WHEN tracked.owner_number IS NULL THEN '' ELSE format(' || tracked_row.%I::text', tracked.owner_column) END)
+        CASE WHEN tracked.owner_number IS NULL THEN '' ELSE ' || ' || cloudsync.field('tracked_row', tracked.owner_column) || '::text' END)
     FROM pg_proc p WHERE p.oid = tracked.audience_function
 $$;
 
