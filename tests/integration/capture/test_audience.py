@@ -299,3 +299,25 @@ def test_a_partition_attached_with_rows_knows_their_readers(db: Database) -> Non
         ("t", None, None),
         ("u", ["ann"], []),
     ]
+
+
+def test_words_of_plpgsql_in_rules(db: Database) -> None:
+    db.run(
+        "CREATE TABLE m (by int, loop text)",
+        "CREATE TABLE t (id int PRIMARY KEY, begin text, by int, loop text)",
+        "CREATE FUNCTION f(r t) RETURNS text[] LANGUAGE sql STABLE"
+        " RETURN ARRAY(SELECT m.loop FROM public.m WHERE m.by = r.by)",
+    )
+    db.track(
+        "t",
+        tenant_column="'begin'",
+        owner_column="'loop'",
+        audience="'public.f'",
+        audience_depends_on="""'{"public.m": {"by": "by"}}'""",
+    )
+    db.run("INSERT INTO t VALUES (1, 'a', 5, 'ann')", "INSERT INTO m VALUES (5, 'bob')", "DELETE FROM t")
+    assert [(event.op, event.tenant, event.audience) for event in db.events()] == [
+        ("c", "a", ["ann"]),
+        ("u", "a", ["ann", "bob"]),
+        ("d", "a", ["ann", "bob"]),
+    ]

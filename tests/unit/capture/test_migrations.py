@@ -21,7 +21,7 @@ def _folder(root: Path, *names: str) -> Path:
 def test_a_checkout_has_them_at_its_root() -> None:
     folder = migrations.sql_folder()
     assert (folder / "schema.sql").is_file()
-    assert [migration.name for migration in migrations.load()][0] == "0001_pre_schema"
+    assert migrations.load()[0].name == "0001_pre_schema"
 
 
 def test_an_installed_package_has_them_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
