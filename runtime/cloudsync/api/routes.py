@@ -19,6 +19,7 @@ from cloudsync.api.bodies import (
     TokenRequest,
 )
 from cloudsync.api.services import Caller, Served
+from cloudsync.feeds.keys import REVOKED_CHANNEL
 from cloudsync.protocol.messages import SUBPROTOCOL
 from cloudsync.registry import clients
 from cloudsync.settings import Settings
@@ -70,7 +71,7 @@ def public(settings: Settings) -> APIRouter:
         if not found:
             return failures.answer("not_found", "You have no client with this id.")
         # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.
-        await served.redis.publish(clients.REVOKED_CHANNEL, client_id)
+        await served.redis.publish(REVOKED_CHANNEL, client_id)
         return Response(status_code=204)
 
     return router

@@ -64,7 +64,6 @@ class Connection:
         "heartbeat_due_s",
         "opened_s",
         "principal",
-        "resent",
         "subscriptions",
         "window",
     )
@@ -84,7 +83,6 @@ class Connection:
         self.cursor_sent: str | None = None
         self.opened_s = time.monotonic()
         self.heartbeat_due_s = self.opened_s + settings.heartbeat_s
-        self.resent = False
 
     @property
     def live(self) -> bool:
@@ -118,7 +116,6 @@ class Connection:
     def ack(self, n: int) -> None:
         """The client has applied everything up to n. Raises BadAck."""
         self.window.ack(n)
-        self.resent = False
         self._drain()
 
     def close(self, code: Close, error: Error | None = None) -> None:

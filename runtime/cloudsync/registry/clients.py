@@ -20,7 +20,6 @@ from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.tokens import Principal
 
 CLIENTS_PER_USER: Final = 100
-REVOKED_CHANNEL: Final = "cs:revoked"
 _FORM: Final = re.compile(r"c_[A-Za-z0-9_-]{22}\Z")
 
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import redis.asyncio
 
+from cloudsync.feeds.keys import REVOKED_CHANNEL
 from cloudsync.protocol.codes import ERROR_MEANINGS
 from cloudsync.registry import clients
 from cloudsync.settings import Settings
@@ -57,7 +58,7 @@ async def test_a_client_is_issued_listed_and_revoked(
     assert (await api.get("/v1/clients", headers=headers)).json() == {"clients": [client]}
 
     async with redis.asyncio.Redis.from_url(redis_url) as server, server.pubsub() as listener:
-        await listener.subscribe(clients.REVOKED_CHANNEL)
+        await listener.subscribe(REVOKED_CHANNEL)
         await listener.get_message(timeout=5)  # the subscription itself
         for _ in range(2):  # a repeat is answered, and published, the same
             gone = await api.delete(f"/v1/clients/{client['client_id']}", headers=headers)
