@@ -25,6 +25,7 @@ from cloudsync.client.actions import (
 from cloudsync.client.credentials import Credentials, TokenCallback
 from cloudsync.client.errors import Closed, FrameUnreadable, ProtocolBroken, TokenCallbackFailed, Unreachable
 from cloudsync.client.failures import Lost
+from cloudsync.client.frames import Frame
 from cloudsync.client.link import Link
 from cloudsync.client.raw import MAX_FRAME_BYTES, SDK, open_socket
 from cloudsync.client.rest import Rest
@@ -76,6 +77,10 @@ class Client:
         self._welcomed_at_s: float | None = None
         self._leave_at_s: float | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._online = asyncio.Event()
+        self._online.set()
+        self._reading = asyncio.Event()
+        self._reading.set()
         self._heartbeat_s = 20.0
         self._link: Link | None = None
         self._timers: set[asyncio.TimerHandle] = set()
@@ -128,6 +133,26 @@ class Client:
     def on_state(self, callback: Callable[[State], object]) -> None:
         """Call `callback` with every new state."""
         self._state_callbacks.append(callback)
+
+    def on_frame(self, callback: Callable[[Frame], object]) -> None:
+        """Call `callback` with every frame of the server, before it is taken in: for audits."""
+        self._session.on_frame = callback
+
+    def suspend(self) -> None:
+        """Drop the connection and stay away until `resume`; views keep their rows."""
+        self._online.clear()
+        self._leave()
+
+    def resume(self) -> None:
+        """Come back after `suspend`, at once."""
+        self._online.set()
+
+    def pause_reading(self) -> None:
+        """Take no frame in until `resume_reading`: the server sees a client that does not keep up."""
+        self._reading.clear()
+
+    def resume_reading(self) -> None:
+        self._reading.set()
 
     async def wait_stopped(self) -> None:
         """Return when the client is closed. Raises the error if the platform told it to stop."""
@@ -185,6 +210,7 @@ class Client:
         attempt = 0
         while self._error is None:
             delay_s: float | None = None
+            await self._online.wait()
             try:
                 await self._connect_once()
             except Exception as error:  # noqa: BLE001  `classify` sorts out which end the client
@@ -201,6 +227,9 @@ class Client:
             attempt = 0 if lived_s >= SETTLED_S else attempt + 1
             if self._first.done():
                 self._set_state("offline")
+            if not self._online.is_set():
+                attempt = 0  # away because the application said so
+                continue
             await asyncio.sleep(failures.backoff_s(max(0, attempt - 1)) if delay_s is None else delay_s)
 
     def _judge(self, error: Exception, attempt: int) -> Lost | None:
@@ -235,7 +264,9 @@ class Client:
         socket = await open_socket(
             url, token=token, ssl_context=self._ssl_context, max_frame_bytes=self._max_frame_bytes
         )
-        self._link = Link(self._session, socket, self._act)
+        self._link = Link(self._session, socket, self._act, self._reading)
+        if not self._online.is_set():
+            self._link.leave()
         try:
             await self._link.carry()
         finally:

@@ -18,10 +18,17 @@ WELCOME_TIMEOUT_S: Final = 10.0
 class Link:
     """One connection of a session, from greeting to loss. `act` is called with every action."""
 
-    def __init__(self, session: Session, socket: ClientConnection, act: Callable[[Action], None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        socket: ClientConnection,
+        act: Callable[[Action], None],
+        reading: asyncio.Event,
+    ) -> None:
         self._session = session
         self._socket = socket
         self._act = act
+        self._reading = reading
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -47,6 +54,7 @@ class Link:
                 while not session.welcomed:
                     self._take(await socket.recv(decode=False))
             while True:
+                await self._reading.wait()
                 self._take(await socket.recv(decode=False))
         finally:
             session.lost()

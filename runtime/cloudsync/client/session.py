@@ -6,6 +6,7 @@ After each call, what is in `outgoing` is to be sent, and `deadline` is when `ti
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from cloudsync.client import errors
@@ -20,7 +21,7 @@ from cloudsync.client.actions import (
     Stalled,
     Welcomed,
 )
-from cloudsync.client.frames import Data, SyncBatch, decode
+from cloudsync.client.frames import Data, Frame, SyncBatch, decode
 from cloudsync.client.subscription import Subscription
 from cloudsync.protocol.messages import (
     Ack,
@@ -67,6 +68,7 @@ class Session:
         self.welcomed = False
         self.outgoing: list[bytes] = []
         self.subscriptions: dict[str, Subscription] = {}
+        self.on_frame: Callable[[Frame], object] | None = None
         self._sdk = sdk
         self._next_id = 0
         self._received = 0
@@ -156,6 +158,8 @@ class Session:
         frame = decode(data)
         if frame is None:
             return []
+        if self.on_frame is not None:
+            self.on_frame(frame)
         if isinstance(frame, SyncBatch | Data):
             if not self._count(frame.n, len(data), now_s):
                 return []
