@@ -12,13 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 import redis
 
 from cloudsync import logs
 from cloudsync.events import (
-    ONLY_KEEPING,
-    ONLY_LOSING,
     ORIGIN,
     ROW_OPERATIONS,
     ChangeEvent,
@@ -32,8 +29,8 @@ from cloudsync.feeds.feed import decode_events
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
 from cloudsync.keyring import Keyring
+from cloudsync.registry.matcher import Matcher, changed_columns, part_told
 from cloudsync.registry.topics import RegistryView
-from cloudsync.routing.matcher import Matcher
 from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 
@@ -247,8 +244,7 @@ class Router:
                 for gateway_id in everyone:
                     place(gateway_id, number, event)
                 continue
-            twice = event.old_shard is not None and event.old_shard != event.shard
-            part_told = 0 if not twice else ONLY_KEEPING if shard == event.shard else ONLY_LOSING
+            part = part_told(event, shard)
             for hosted, verdict in self._matcher.match(event):
                 topic_id = hosted.topic.id
                 for gateway_id in hosted.gateways:
@@ -258,9 +254,9 @@ class Router:
                         match = matches[gateway_id, topic_id] = TopicMatch(topic_id, [], [])
                         deliveries[gateway_id].matches.append(match)
                     match.indexes.append(at)
-                    match.verdicts.append(verdict | part_told)
+                    match.verdicts.append(verdict | part)
         for event in events:
-            event.old = _changed_columns(event)
+            event.old = changed_columns(event)
         return deliveries
 
     def _live_gateways(self) -> list[str]:
@@ -314,16 +310,6 @@ class Router:
             else:
                 _log.warning("lease lost", shard=shard)
                 del self._done[shard]
-
-
-def _changed_columns(event: ChangeEvent) -> bytes | None:
-    """Old values never leave the routers: what remains of `old` is which columns changed."""
-    if event.old is None or event.op != "u":
-        return None
-    return msgspec.json.encode(list(_old_names(event.old)))
-
-
-_old_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def _position(entry_id: bytes | str | None) -> Position:

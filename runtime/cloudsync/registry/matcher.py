@@ -16,6 +16,9 @@ from cloudsync.events import (
     DELETE,
     MATCHED_BEFORE,
     MATCHES_NOW,
+    ONLY_KEEPING,
+    ONLY_LOSING,
+    UPDATE,
     ChangeEvent,
 )
 from cloudsync.registry.filters import NOT_OF_KIND, Predicate, compile_filter, normalizer
@@ -23,6 +26,7 @@ from cloudsync.registry.topics import HostedTopic
 
 _BOTH: Final = MATCHED_BEFORE | MATCHES_NOW
 _decode_row = msgspec.json.Decoder(dict[str, Any]).decode
+_old_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -121,3 +125,17 @@ class Matcher:
         """Topics that a row's event concerns."""
         table = self._tables.get((event.tenant or "", event.table))
         return table.match(event) if table is not None else iter(())
+
+
+def part_told(event: ChangeEvent, shard: int) -> int:
+    """Which part of an event is told through the feed of `shard`: bits beside those of `match`."""
+    if event.old_shard is None or event.old_shard == event.shard:
+        return 0
+    return ONLY_KEEPING if shard == event.shard else ONLY_LOSING
+
+
+def changed_columns(event: ChangeEvent) -> bytes | None:
+    """What remains of `old` once an event was matched: which columns changed. Old values go no further."""
+    if event.old is None or event.op != UPDATE:
+        return None
+    return msgspec.json.encode(list(_old_names(event.old)))
