@@ -94,6 +94,11 @@ class ChangeEvent(msgspec.Struct, array_like=True, gc=False):
         return Position(self.lsn, self.ordinal)
 
 
+def weight_of(event: ChangeEvent) -> int:
+    """About what an event weighs in memory, in bytes."""
+    return 400 + len(event.row or b"") + len(event.old or b"")
+
+
 class TopicMatch(msgspec.Struct, array_like=True, gc=False):
     """Which events of a delivery concern a topic, and how: the row's match with its filter before and after.
 

@@ -48,6 +48,17 @@ class Settings(BaseSettings):
     publication: str = "cloudsync_changes"
     relay_batch_events: int = Field(default=1000, ge=1, description="Events sealed into one append at most.")
     relay_batch_bytes: int = Field(default=256 * 1024, ge=1024)
+    relay_patience_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=60,
+        description="How long Redis may fail until events are parked.",
+    )
+    relay_ring_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Kept in case Redis loses what it had taken.",
+    )
     feed_keep_s: int = Field(default=3600, ge=1)
     feed_budget_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024, description="Per shard.")
 

@@ -24,7 +24,15 @@ encode_events = msgspec.msgpack.Encoder().encode
 decode_events = msgspec.msgpack.Decoder(list[ChangeEvent]).decode
 
 
-class TailMismatch(Exception):
+class FeedsLost(Exception):
+    """The feeds are not as their writer left them."""
+
+
+class EpochOver(FeedsLost):
+    """Redis does not hold this writer's epoch any more."""
+
+
+class TailMismatch(FeedsLost):
     """A feed does not end where its writer thought: Redis lost data, or another writer was here."""
 
     def __init__(self, shard: int, expected: Position, actual: Position) -> None:
@@ -68,7 +76,7 @@ class FeedWriter:
         """Append one entry per shard; shards whose feed holds the entry already are passed over.
 
         Raises TailMismatch if a feed ends elsewhere. A redis error leaves the outcome unknown: call
-        `load_tails` before trying the same batch again.
+        `load_tails` before trying the same batch again. `tails` tells what was accepted, also then.
         """
         now_ms = int(time.time() * 1000)
         fed_us = time.time_ns() // 1000
@@ -81,6 +89,8 @@ class FeedWriter:
                 end = events[-1].position
                 if expected[shard] >= end:
                     continue
+                if events[0].position <= expected[shard]:
+                    events = [event for event in events if event.position > expected[shard]]
                 for event in events:
                     event.fed_us = fed_us
                 payload = self._sealer.seal(
@@ -115,8 +125,8 @@ class FeedWriter:
         if failure is not None:
             raise failure
 
-    async def trim(self, *, keep_s: int, budget_bytes: int) -> int:
-        """Trim every feed by age and size; returns the number of entries that went."""
+    async def trim(self, *, keep_s: int, budget_bytes: int) -> list[int]:
+        """Trim every feed by age and size; returns about how many bytes of each wait for routing."""
         await self._ensure_scripts()
         oldest_ms = int((time.time() - keep_s) * 1000)
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -124,7 +134,7 @@ class FeedWriter:
                 k = self._keys
                 names = [k.feed(shard), k.tail(shard), k.marks(shard), k.floor(shard), k.done(shard)]
                 pipeline.evalsha(self._trim.sha, len(names), *names, oldest_ms, budget_bytes)
-            return sum(await pipeline.execute())
+            return [waiting for _, waiting in await pipeline.execute()]
 
     async def redis_epoch(self) -> str | None:
         """The epoch that Redis holds now: another than ours means that it lost data."""

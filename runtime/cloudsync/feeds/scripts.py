@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+# Redis that is full (`noeviction`) refuses what would grow it: appends, deliveries, topics. What frees
+# memory, or says how far somebody got, still has to run, or nothing would ever be freed.
+_ALSO_WHEN_FULL: Final = "#!lua flags=allow-oom\n"
+
 _NEWER: Final = """
 -- Compares ids `<lsn>-<ordinal>` without going through doubles.
 local function newer(a, b)
@@ -39,27 +43,41 @@ return ARGV[2]
 """
 
 TRIM: Final = (
-    _NEWER
+    _ALSO_WHEN_FULL
+    + _NEWER
     + """
 -- KEYS feed tail marks floor done   ARGV oldest_ms budget_bytes
 -- Trims what is too old or beyond the byte budget, never what has not been routed, never the last entry.
+-- Returns how many entries went, and about how many bytes wait to be routed (0 below half of the budget).
 local tail = redis.call('HMGET', KEYS[2], 'id', 'b')
-if not tail[1] then return 0 end
+if not tail[1] then return {0, 0} end
+local bytes, budget = tonumber(tail[2]), tonumber(ARGV[2])
 local done = redis.call('GET', KEYS[5]) or '0-0'
-local cut = nil
+local cut, left = nil, 0
 while true do
   local mark = redis.call('LINDEX', KEYS[3], 0)
   if not mark then break end
   local id, t, b = string.match(mark, '(%S+) (%S+) (%S+)')
-  local old = tonumber(t) < tonumber(ARGV[1]) or tonumber(tail[2]) - tonumber(b) > tonumber(ARGV[2])
-  if not old or newer(id, done) or id == tail[1] then break end
+  left = bytes - tonumber(b)
+  if not (tonumber(t) < tonumber(ARGV[1]) or left > budget) or newer(id, done) or id == tail[1] then break end
   redis.call('LPOP', KEYS[3])
   cut = id
 end
-if not cut then return 0 end
+local waiting = 0
+if left > budget / 2 then
+  for _, mark in ipairs(redis.call('LRANGE', KEYS[3], 0, -1)) do
+    local id, _, b = string.match(mark, '(%S+) (%S+) (%S+)')
+    if newer(id, done) then
+      waiting = bytes - tonumber(b)
+      break
+    end
+  end
+end
+if not cut then return {0, waiting} end
 redis.call('SET', KEYS[4], cut)
 local lsn, ordinal = string.match(cut, '(%d+)-(%d+)')
-return redis.call('XTRIM', KEYS[1], 'MINID', '=', lsn .. '-' .. string.format('%.0f', tonumber(ordinal) + 1))
+local first = lsn .. '-' .. string.format('%.0f', tonumber(ordinal) + 1)
+return {redis.call('XTRIM', KEYS[1], 'MINID', '=', first), waiting}
 """
 )
 
@@ -92,14 +110,19 @@ return 1
 """
 )
 
-CONSUMED: Final = """
+CONSUMED: Final = (
+    _ALSO_WHEN_FULL
+    + """
 -- KEYS stream sent   ARGV next_id bytes
 -- The gateway has taken everything below next_id, bytes of it.
 redis.call('HINCRBY', KEYS[2], 'bytes', -tonumber(ARGV[2]))
 return redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[1])
 """
+)
 
-LEASE: Final = """
+LEASE: Final = (
+    _ALSO_WHEN_FULL
+    + """
 -- KEYS lock...   ARGV token ttl_ms wanted
 -- Takes up to `wanted` free locks. Returns their indexes, from 1.
 local taken = {}
@@ -109,6 +132,7 @@ for i, key in ipairs(KEYS) do
 end
 return taken
 """
+)
 
 RENEW: Final = """
 -- KEYS lock...   ARGV token ttl_ms
@@ -128,7 +152,9 @@ end
 return #KEYS
 """
 
-ROUTED: Final = """
+ROUTED: Final = (
+    _ALSO_WHEN_FULL
+    + """
 -- KEYS lock done   ARGV token ttl_ms expected id
 -- Moves `done` if the lease and the position are still ours; renews the lease. 1 moved, 0 not ours any more.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
@@ -137,6 +163,7 @@ redis.call('SET', KEYS[2], ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
+)
 
 HOST: Final = """
 -- KEYS topics topic hosted registry   ARGV topic_id definition gateway connections tenant_tag log_length
@@ -148,7 +175,9 @@ return redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[6], '*',
                   'o', '+', 'i', ARGV[1], 'd', ARGV[2], 'w', ARGV[3], 't', ARGV[5])
 """
 
-UNHOST: Final = """
+UNHOST: Final = (
+    _ALSO_WHEN_FULL
+    + """
 -- KEYS topics topic hosted registry   ARGV topic_id gateway tenant_tag log_length
 redis.call('HDEL', KEYS[2], ARGV[2])
 if redis.call('HLEN', KEYS[2]) == 0 then redis.call('HDEL', KEYS[1], ARGV[1]) end
@@ -156,8 +185,11 @@ redis.call('SREM', KEYS[3], ARGV[3] .. ' ' .. ARGV[1])
 return redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*',
                   'o', '-', 'i', ARGV[1], 'd', '', 'w', ARGV[2], 't', ARGV[3])
 """
+)
 
-BEAT: Final = """
+BEAT: Final = (
+    _ALSO_WHEN_FULL
+    + """
 -- KEYS token gateways sent   ARGV gateway token now_ms ttl_ms
 -- A gateway's heartbeat, fenced: 0 if the gateway was reaped or replaced meanwhile.
 if redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
@@ -165,3 +197,4 @@ redis.call('PEXPIRE', KEYS[1], ARGV[4])
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 return 1
 """
+)

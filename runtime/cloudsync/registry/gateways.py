@@ -72,6 +72,15 @@ class GatewayRegistration:
             await self._redis.eval(UNHOST, 4, *names, topic_id, gateway_id, tag, _LOG_LENGTH)
 
 
+async def fence_all(client: redis.asyncio.Redis, keys: Keys) -> None:
+    """Make every gateway register anew at its next heartbeat."""
+    members: Any = await client.zrange(keys.gateways, 0, -1)
+    async with client.pipeline(transaction=False) as pipeline:
+        for member in members:
+            pipeline.delete(keys.token(member.decode()))
+        await pipeline.execute()
+
+
 def reap(client: redis.Redis, keys: Keys) -> list[str]:
     """Remove the gateways that have not been heard of; returns their ids."""
     oldest_ms = int(time.time() * 1000) - GATEWAY_TTL_MS

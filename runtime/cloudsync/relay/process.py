@@ -1,10 +1,13 @@
-"""The relay process: hold the slot, publish, look after feeds and state; reconnect with backoff."""
+"""The relay process: hold the slot, hand over what is committed, look after feeds and state.
+
+A lost connection to PostgreSQL ends the session with the slot, and a new one begins, with backoff. An outage
+of Redis does not: events are parked (`handover.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import signal
 import time
 from typing import Any, Final
@@ -12,23 +15,20 @@ from typing import Any, Final
 import psycopg
 import uvloop
 from psycopg import AsyncConnection
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.errors import CloudSyncError
-from cloudsync.events import ORIGIN, Position
-from cloudsync.feeds.connection import connect_async, text_of
-from cloudsync.feeds.feed import FeedWriter, TailMismatch
-from cloudsync.feeds.keys import DATABASES, Keys, epoch_channel, epoch_key
+from cloudsync.feeds.feed import EpochOver
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap, until_one_fails
 from cloudsync.relay import state as relay_state
+from cloudsync.relay.handover import Handover
+from cloudsync.relay.outlet import UNAVAILABLE, Outlet
+from cloudsync.relay.parking import Parking
 from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.visibility import VisibilityCheck
 from cloudsync.relay.wal import SlotInUse, SlotLost, SlotStream, StreamEnded
 from cloudsync.settings import Settings
-from cloudsync.sharding import SHARDS
 
 _UPKEEP_EVERY_S: Final = 1.0
 _STANDBY_RETRY_S: Final = 0.5
@@ -43,45 +43,37 @@ class Relay:
 
     def __init__(self, settings: Settings, keyring: Keyring) -> None:
         self._settings = settings
-        self._keyring = keyring
-        self._known_tails: tuple[str, str, list[Position]] | None = None
-        self._lost_data = False
+        self._outlet = Outlet(
+            settings.redis_events_url,
+            keyring,
+            ring_bytes=settings.relay_ring_bytes,
+            batch_events=settings.relay_batch_events,
+            batch_bytes=settings.relay_batch_bytes,
+        )
 
     async def run(self) -> None:
         """Serve until cancelled."""
         backoff_s = _BACKOFF_FIRST_S
         standing_by = False
-        redis = connect_async(self._settings.redis_events_url)
-        try:
-            while True:
-                started = time.monotonic()
-                try:
-                    await self._session(redis)
-                except SlotInUse:
-                    if not standing_by:
-                        _log.info("standing by: another relay holds the slot", slot=self._settings.slot_name)
-                    standing_by = True
-                    await asyncio.sleep(_STANDBY_RETRY_S)
-                    continue
-                except (
-                    TailMismatch,
-                    StreamEnded,
-                    SlotLost,
-                    CloudSyncError,
-                    psycopg.Error,
-                    RedisError,
-                    OSError,
-                ) as error:
-                    _log.warning("session ended", reason=type(error).__name__, detail=str(error)[:300])
-                standing_by = False
-                if time.monotonic() - started > 10:
-                    backoff_s = _BACKOFF_FIRST_S
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, _BACKOFF_LAST_S)
-        finally:
-            await redis.aclose()
+        while True:
+            started = time.monotonic()
+            try:
+                await self._session()
+            except SlotInUse:
+                if not standing_by:
+                    _log.info("standing by: another relay holds the slot", slot=self._settings.slot_name)
+                standing_by = True
+                await asyncio.sleep(_STANDBY_RETRY_S)
+                continue
+            except (StreamEnded, SlotLost, CloudSyncError, psycopg.Error, OSError) as error:
+                _log.warning("session ended", reason=type(error).__name__, detail=str(error)[:300])
+            standing_by = False
+            if time.monotonic() - started > 10:
+                backoff_s = _BACKOFF_FIRST_S
+            await asyncio.sleep(backoff_s)
+            backoff_s = min(backoff_s * 2, _BACKOFF_LAST_S)
 
-    async def _session(self, redis: Redis) -> None:
+    async def _session(self) -> None:
         settings = self._settings
         stream = SlotStream(settings.postgres_url, slot=settings.slot_name, publication=settings.publication)
         async with contextlib.AsyncExitStack() as stack:
@@ -96,7 +88,7 @@ class Relay:
                     "the slot was lost: a new one is made and clients will resync", slot=settings.slot_name
                 )
                 await asyncio.to_thread(stream.drop_slot)
-                self._lost_data = True
+                self._outlet.end_epoch()
                 raise
             visibility = VisibilityCheck(settings.postgres_url)
             stack.callback(visibility.close)
@@ -104,11 +96,23 @@ class Relay:
             database = await stack.enter_async_context(await self._database())
             state = await relay_state.claim(database, stream.system, settings.slot_name)
             if fresh_slot and state.epoch is not None:
-                self._lost_data = True  # events since the old slot's end were never streamed
-            feeds = await self._feeds(redis, state)
+                self._outlet.end_epoch()  # events since the old slot's end were never streamed
+            parking = Parking(await stack.enter_async_context(await self._database()))
+            await parking.load()
+            self._outlet.begin()
+            stack.push_async_callback(self._outlet.close)
+            handover = Handover(
+                self._outlet,
+                parking,
+                state,
+                patience_s=settings.relay_patience_s,
+                drain_events=settings.relay_batch_events,
+                drain_bytes=settings.relay_batch_bytes,
+            )
             publisher = Publisher(
                 stream=stream,
-                feeds=feeds,
+                outlet=self._outlet,
+                handover=handover,
                 visibility=visibility,
                 state=state,
                 batch_events=settings.relay_batch_events,
@@ -116,66 +120,26 @@ class Relay:
             )
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
             await until_one_fails(
-                self._publish(publisher, feeds, state),
-                self._upkeep(publisher, feeds, state, database, stream),
+                publisher.run(),
+                handover.drain(),
+                self._keep_slot(publisher, handover, state, database, stream),
+                self._keep_feeds(publisher, handover, state),
             )
-
-    async def _publish(self, publisher: Publisher, feeds: FeedWriter, state: relay_state.RelayState) -> None:
-        try:
-            await publisher.run()
-        finally:
-            self._known_tails = (state.database_id, state.epoch or "", list(feeds.tails))
 
     async def _database(self) -> AsyncConnection[Any]:
         return await AsyncConnection.connect(
             self._settings.postgres_url, autocommit=True, application_name="cloudsync-relay"
         )
 
-    async def _feeds(self, redis: Redis, state: relay_state.RelayState) -> FeedWriter:
-        """The feeds of the current epoch; of a new one if Redis cannot be shown to have kept everything."""
-        await redis.sadd(DATABASES, state.database_id)
-        epoch = text_of(await redis.get(epoch_key(state.database_id)))
-        if epoch is not None and not self._lost_data and state.epoch in (None, epoch):
-            feeds = FeedWriter(redis, Keys(state.database_id, epoch), self._keyring)
-            await feeds.load_tails()
-            expected = self._expected(state, epoch)
-            if all(now >= then for now, then in zip(feeds.tails, expected, strict=True)):
-                state.epoch = epoch
-                return feeds
-            _log.error("Redis lost acknowledged entries: new epoch", database=state.database_id)
-        return await self._new_epoch(redis, state)
-
-    def _expected(self, state: relay_state.RelayState, epoch: str) -> list[Position]:
-        """The newest tails that this process or the database knows to have been acknowledged."""
-        if self._known_tails is not None and self._known_tails[:2] == (state.database_id, epoch):
-            return [max(pair) for pair in zip(state.tails, self._known_tails[2], strict=True)]
-        return state.tails
-
-    async def _new_epoch(self, redis: Redis, state: relay_state.RelayState) -> FeedWriter:
-        if state.epoch is not None:
-            await self._remove_epoch(redis, Keys(state.database_id, state.epoch))
-        state.epoch = secrets.token_hex(4)
-        state.tails = [ORIGIN] * SHARDS
-        await redis.set(epoch_key(state.database_id), state.epoch)
-        await redis.publish(epoch_channel(state.database_id), state.epoch)
-        self._lost_data = False
-        _log.warning("new epoch", database=state.database_id, epoch=state.epoch)
-        return FeedWriter(redis, Keys(state.database_id, state.epoch), self._keyring)
-
-    async def _remove_epoch(self, redis: Redis, keys: Keys) -> None:
-        """Free what an epoch that ended has left behind: nobody reads it again."""
-        async for key in redis.scan_iter(match=keys.pattern, count=1000):
-            await redis.unlink(key)
-
-    async def _upkeep(
+    async def _keep_slot(
         self,
         publisher: Publisher,
-        feeds: FeedWriter,
+        handover: Handover,
         state: relay_state.RelayState,
         database: AsyncConnection[Any],
         stream: SlotStream,
     ) -> None:
-        """Every second: keep the slot alive, write head and state, trim the feeds."""
+        """Every second: keep the slot alive, save the state."""
         while True:
             stream.confirm(publisher.confirmed_lsn)
             await relay_state.save(
@@ -183,12 +147,30 @@ class Relay:
                 state,
                 confirmed_lsn=publisher.confirmed_lsn,
                 timeline=stream.system.timeline,
-                mode="live",
+                mode="parked" if handover.parked else "live",
             )
-            await publisher.write_head()
-            if await feeds.redis_epoch() != state.epoch:
-                raise TailMismatch(-1, ORIGIN, ORIGIN)
-            await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=self._settings.feed_budget_bytes)
+            await asyncio.sleep(_UPKEEP_EVERY_S)
+
+    async def _keep_feeds(
+        self, publisher: Publisher, handover: Handover, state: relay_state.RelayState
+    ) -> None:
+        """Every second while Redis answers: write the head, see that the epoch is ours, trim the feeds."""
+        budget_bytes = self._settings.feed_budget_bytes
+        over: set[int] = set()
+        while True:
+            feeds = self._outlet.feeds
+            if feeds is not None:
+                try:
+                    await publisher.write_head()
+                    if await feeds.redis_epoch() != state.epoch:
+                        raise EpochOver
+                    waiting = await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=budget_bytes)
+                    over = {
+                        s for s, size in enumerate(waiting) if size > budget_bytes / (2 if s in over else 1)
+                    }
+                    handover.hold(over)
+                except UNAVAILABLE as error:
+                    self._outlet.lose(error)
             await asyncio.sleep(_UPKEEP_EVERY_S)
 
 

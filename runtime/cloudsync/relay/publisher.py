@@ -1,4 +1,4 @@
-"""From the slot into the feeds: wait until commits are visible, seal, append, confirm.
+"""From the slot towards the feeds: wait until commits are visible, hand over, confirm.
 
 One publisher per session with the slot. What arrives while a batch is under way becomes the next batch:
 group commit, so throughput rises with load.
@@ -13,10 +13,12 @@ from typing import Final
 
 from cloudsync import logs
 from cloudsync.events import ChangeEvent, Position
-from cloudsync.feeds.feed import FeedWriter
+from cloudsync.relay.handover import Handover
+from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.state import RelayState
 from cloudsync.relay.visibility import VisibilityCheck
 from cloudsync.relay.wal import SlotStream
+from cloudsync.sharding import SHARDS
 
 _CONFIRM_EVERY_S: Final = 0.1
 _HEAD_EVERY_S: Final = 0.1
@@ -29,20 +31,22 @@ _log = logs.get("relay")
 
 
 class Publisher:
-    """Moves batches from a `SlotStream` to a `FeedWriter` in commit order."""
+    """Moves batches from a `SlotStream` to a `Handover` in commit order."""
 
     def __init__(
         self,
         *,
         stream: SlotStream,
-        feeds: FeedWriter,
+        outlet: Outlet,
+        handover: Handover,
         visibility: VisibilityCheck,
         state: RelayState,
         batch_events: int,
         batch_bytes: int,
     ) -> None:
         self._stream = stream
-        self._feeds = feeds
+        self._outlet = outlet
+        self._handover = handover
         self._visibility = visibility
         self._state = state
         self._batch_events = batch_events
@@ -51,12 +55,12 @@ class Publisher:
         self._head_due = 0.0
         self._confirm_due_s = 0.0
         self._pace_until_s = 0.0
-        self.position = max(feeds.tails)
+        self.position = max(map(handover.reached, range(SHARDS)))
         self.confirmed_lsn = 0
         self.published = 0
 
     async def run(self) -> None:
-        """Publish until the stream ends or a feed is not as expected: both raise."""
+        """Publish until the stream or the database fails: both raise."""
         self._stream.read_into(self._arrived.set)
         while True:
             if not self._stream.events:
@@ -79,28 +83,36 @@ class Publisher:
             self._confirm(received_lsn if whole and received_lsn > events[-1].lsn else events[-1].lsn)
 
     async def write_head(self) -> None:
-        """Say how far all has been streamed; also when idle, so that watermarks move on."""
+        """Say how far all has been streamed; also when idle, so that watermarks move on.
+
+        While events are parked the head stays where it is: it may not pass them.
+        """
+        feeds = self._outlet.feeds
+        if feeds is None or self._handover.parked:
+            return
         self._head_due = time.monotonic() + _HEAD_EVERY_S
         position = max(self.position, Position(self.confirmed_lsn, 0))
-        await self._feeds.write_head(position, self._state.horizon)
+        try:
+            await feeds.write_head(position, self._state.horizon)
+        except UNAVAILABLE as error:
+            self._outlet.lose(error)
 
     async def _publish(self, events: Sequence[ChangeEvent]) -> None:
-        tails = self._feeds.tails
+        reached = [self._handover.reached(shard) for shard in range(SHARDS)]
         batch: dict[int, list[ChangeEvent]] = {}
         horizon = self._state.horizon
         for event in events:
             horizon = event.horizon = max(horizon, event.horizon)
             position = event.position
-            if position > tails[event.shard]:
+            if position > reached[event.shard]:
                 batch.setdefault(event.shard, []).append(event)
             other = event.old_shard
-            if other is not None and other != event.shard and position > tails[other]:
+            if other is not None and other != event.shard and position > reached[other]:
                 batch.setdefault(other, []).append(event)
         if batch:
             await self._visibility.wait({event.xid for event in events})
-            await self._feeds.append(batch)
+            await self._handover.take(batch)
         self._state.horizon = horizon
-        self._state.tails = self._feeds.tails
         self.position = max(self.position, events[-1].position)
         self.published += len(events)
         if time.monotonic() >= self._head_due:

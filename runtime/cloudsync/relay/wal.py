@@ -19,7 +19,7 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from cloudsync.errors import DatabaseUnreachable, DatabaseUnsuitable
-from cloudsync.events import ChangeEvent, parse_lsn
+from cloudsync.events import ChangeEvent, parse_lsn, weight_of
 
 _PG_EPOCH_US: Final = 946_684_800_000_000
 _READ_SLICE: Final = 2000
@@ -160,7 +160,7 @@ class SlotStream:
         size = 0
         count = 0
         for event in events:
-            size += _size_of(event)
+            size += weight_of(event)
             count += 1
             if count >= limit or size >= limit_bytes:
                 break
@@ -263,7 +263,7 @@ class SlotStream:
             event.ordinal = self._ordinal
             event.committed_us = self._commit_us
             self._ordinal += 1
-            self._waiting_bytes += _size_of(event)
+            self._waiting_bytes += weight_of(event)
             self.events.append(event)
         elif kind == 0x42:  # B: begin; final LSN, commit time, xid
             self._commit_lsn = _u64(data, 26)[0]
@@ -287,11 +287,6 @@ class SlotStream:
             names.append(data[end + 1 : stop].decode())
             end = stop + 9
         self._relations[oid] = _Reader(names)
-
-
-def _size_of(event: ChangeEvent) -> int:
-    """About what an event weighs in memory, in bytes."""
-    return 400 + len(event.row or b"") + len(event.old or b"")
 
 
 class _Reader:

@@ -21,6 +21,8 @@ class Feed:
     """One feed as the relay's scripts see it."""
 
     names = ("{x}feed", "{x}tail", "{x}marks")
+    waiting = 0
+    """Bytes that wait for routing, as the last trim said."""
 
     def __init__(self, server: redis.Redis) -> None:
         self.server = server
@@ -37,7 +39,8 @@ class Feed:
 
     def trim(self, oldest_ms: int = 0, budget_bytes: int = 10**9) -> int:
         names = (*self.names, "{x}floor", "{x}done")
-        return int(self.server.eval(scripts.TRIM, 5, *names, oldest_ms, budget_bytes))
+        gone, self.waiting = self.server.eval(scripts.TRIM, 5, *names, oldest_ms, budget_bytes)  # type: ignore[misc]
+        return int(gone)
 
     @property
     def ids(self) -> list[str]:
@@ -122,6 +125,16 @@ def test_trim_by_bytes_keeps_the_newest(feed: Feed) -> None:
     feed.trim(budget_bytes=350)
     assert feed.ids == ["70-1", "80-1", "90-1", "100-1"] or feed.ids == ["80-1", "90-1", "100-1"]
     assert feed.trim(budget_bytes=350) == 0
+
+
+def test_trim_says_how_much_waits_for_routing(feed: Feed) -> None:
+    filled(feed, 10)  # 100 bytes each, a mark for each
+    assert (feed.trim(budget_bytes=500), feed.waiting) == (0, 900)  # but for the oldest
+    feed.server.set("{x}done", "60-1")
+    assert (feed.trim(budget_bytes=500), feed.waiting) == (4, 300)
+    assert (feed.trim(budget_bytes=350), feed.waiting) == (2, 300)
+    feed.server.set("{x}done", "100-1")
+    assert (feed.trim(budget_bytes=350), feed.waiting) == (0, 0)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
