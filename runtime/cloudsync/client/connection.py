@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -22,18 +23,26 @@ from cloudsync.client.actions import (
     Stalled,
     Welcomed,
 )
-from cloudsync.client.credentials import Credentials, TokenCallback
-from cloudsync.client.errors import Closed, FrameUnreadable, ProtocolBroken, TokenCallbackFailed, Unreachable
+from cloudsync.client.credentials import Credentials, TokenCallback, user_of
+from cloudsync.client.errors import (
+    Closed,
+    FrameUnreadable,
+    ProtocolBroken,
+    StoreFailed,
+    TokenCallbackFailed,
+    Unreachable,
+)
 from cloudsync.client.failures import Lost
 from cloudsync.client.frames import Frame
 from cloudsync.client.link import Link
 from cloudsync.client.raw import MAX_FRAME_BYTES, SDK, open_socket
 from cloudsync.client.rest import Rest
 from cloudsync.client.session import Session
+from cloudsync.client.store import Store
 from cloudsync.client.subscription import Subscription
 from cloudsync.client.view import View
 from cloudsync.errors import CloudSyncError, TokenRefused
-from cloudsync.protocol.messages import Where
+from cloudsync.protocol.messages import Mode, Where
 
 State = Literal["connecting", "live", "offline", "replaying"]
 TOKEN_MARGIN_S: Final = 60.0  # a token with less time left is renewed at the next heartbeat
@@ -52,6 +61,7 @@ class Client:
         *,
         token: str | TokenCallback,
         client_id: str | None = None,
+        store: str | os.PathLike[str] | None = None,
         name: str | None = None,
         platform: str = "python",
         connect_timeout_s: float = 10.0,
@@ -64,6 +74,8 @@ class Client:
         self._connect_timeout_s = connect_timeout_s
         self._max_frame_bytes = max_frame_bytes
         self._ssl_context = ssl_context
+        self._store_path = store
+        self._store: Store | None = None
         self._session = Session(sdk=SDK)
         self._session.client_id = client_id or ""
         self._views: dict[Subscription, View] = {}
@@ -88,6 +100,8 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        if self._store_path is not None:
+            self._open_store(self._store_path)
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._task = self._loop.create_task(self._run(), name="cloudsync client")
@@ -95,6 +109,9 @@ class Client:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self._first
         except TimeoutError:
+            if self._starts_offline:
+                self._go_offline()
+                return self
             await self.close()
             raise Unreachable(
                 f"{self._rest.url} could not be reached within {self._connect_timeout_s:g} s.",
@@ -114,6 +131,18 @@ class Client:
     def state(self) -> State:
         """`connecting` at first, `live`, `offline` after a loss, `replaying` until every view is current."""
         return self._state
+
+    def _open_store(self, path: str | os.PathLike[str]) -> None:
+        store = Store(path)
+        try:
+            store.belong(url=self._rest.url, client_id=self._session.client_id or None)
+            on_frame = self._session.on_frame
+            self._session = Session(sdk=SDK, store=store)
+            self._session.on_frame = on_frame
+        except BaseException:
+            store.close()
+            raise
+        self._store = store
 
     @property
     def client_id(self) -> str:
@@ -161,20 +190,33 @@ class Client:
             raise self._error
 
     async def subscribe(
-        self, table: str, where: Where | None = None, columns: Sequence[str] | None = None
+        self,
+        table: str,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        *,
+        mode: Mode = "every",
     ) -> View:
         """A live view of a table's rows, complete when this returns; it survives reconnections.
 
+        A view that the client's store holds is returned at once, as it was when it was last heard of; it is
+        current when `state` is `live`.
+
         `where`: column → value, or column → {operator: value} with eq ne lt lte gt gte in is_null, all ANDed.
-        `columns` None: all of them. Raises UnknownTable, UnknownColumn, BadFilter, LimitReached or
-        ServerRefused, or the error that stopped the client.
+        `columns` None: all of them. `mode`: `every` change, only the `latest` state of each row, or changes
+        in a `batch`. Raises UnknownTable, UnknownColumn, BadFilter, LimitReached or ServerRefused, or the
+        error that stopped the client.
         """
         if self._error is not None or self._task is None:
             raise self._error or Closed("The client is not connected: use it with `async with`.")
-        subscription = self._session.subscribe(table, where, list(columns) if columns is not None else None)
+        subscription = self._session.subscribe(
+            table, where, list(columns) if columns is not None else None, mode
+        )
         view = View(subscription, close=self._unsubscribe)
-        complete: asyncio.Future[None] = self._loop.create_future()
         self._views[subscription] = view
+        if subscription.complete:
+            return view
+        complete: asyncio.Future[None] = self._loop.create_future()
         self._pending[subscription] = complete
         self._send()
         try:
@@ -193,6 +235,13 @@ class Client:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._store is not None:
+            store, self._store = self._store, None
+            try:
+                if not isinstance(self._error, StoreFailed):
+                    self._session.save()
+            finally:
+                store.close()
 
     async def _unsubscribe(self, view: View) -> None:
         subscription = view.subscription
@@ -225,12 +274,22 @@ class Client:
                 delay_s = max(0.0, self._leave_at_s - self._loop.time())
                 self._leave_at_s = None
             attempt = 0 if lived_s >= SETTLED_S else attempt + 1
-            if self._first.done():
-                self._set_state("offline")
+            if self._first.done() or self._starts_offline:
+                self._go_offline()
             if not self._online.is_set():
                 attempt = 0  # away because the application said so
                 continue
             await asyncio.sleep(failures.backoff_s(max(0, attempt - 1)) if delay_s is None else delay_s)
+
+    @property
+    def _starts_offline(self) -> bool:
+        """Whether there is something to work with although the platform has not been reached yet."""
+        return self._store is not None and bool(self._session.client_id) and self._error is None
+
+    def _go_offline(self) -> None:
+        if not self._first.done():
+            self._first.set_result(None)
+        self._set_state("offline")
 
     def _judge(self, error: Exception, attempt: int) -> Lost | None:
         """What to do about a failed connection; None if the client has stopped."""
@@ -256,11 +315,15 @@ class Client:
     async def _connect_once(self) -> None:
         self._complaint = None
         token = await self._credentials.current()
+        user = user_of(token)
+        if self._store is not None and user is not None:
+            self._store.belong_to_user(user)
         url = await self._rest.endpoint(token)
         if not self._session.client_id:
-            self._session.client_id = await self._rest.register(
-                token, name=self._name, platform=self._platform
-            )
+            client_id = await self._rest.register(token, name=self._name, platform=self._platform)
+            if self._store is not None:
+                self._store.register(client_id)
+            self._session.client_id = client_id
         socket = await open_socket(
             url, token=token, ssl_context=self._ssl_context, max_frame_bytes=self._max_frame_bytes
         )
@@ -277,7 +340,7 @@ class Client:
 
     def _act(self, action: Action) -> None:
         if isinstance(action, Changed):
-            self._views[action.subscription].deliver(action.events)
+            self._deliver(action)
         elif isinstance(action, Completed):
             self._completed(action)
         elif isinstance(action, Failed):
@@ -297,16 +360,18 @@ class Client:
     def _welcomed(self, action: Welcomed) -> None:
         self._welcomed_at_s = self._loop.time()
         self._heartbeat_s = action.frame.heartbeat_s
-        if self._first.done():
-            self._set_state("replaying")
-            self._settle_state()
-        else:
+        if not self._first.done():
             self._first.set_result(None)
-            self._set_state("live")
+        self._set_state("live" if self._session.caught_up else "replaying")
+
+    def _deliver(self, action: Changed | Completed) -> None:
+        view = self._views.get(action.subscription)
+        if view is not None:  # otherwise the store brought it, and the application has not asked for it yet
+            view.deliver(action.events)
 
     def _completed(self, action: Completed) -> None:
         self._stalls.pop(action.subscription, None)
-        self._views[action.subscription].deliver(action.events)
+        self._deliver(action)
         waiting = self._pending.get(action.subscription)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
@@ -314,7 +379,9 @@ class Client:
 
     def _failed(self, action: Failed) -> None:
         self._stalls.pop(action.subscription, None)
-        self._views.pop(action.subscription).end(action.error)
+        view = self._views.pop(action.subscription, None)
+        if view is not None:
+            view.end(action.error)
         waiting = self._pending.get(action.subscription)
         if waiting is not None and not waiting.done():
             waiting.set_exception(action.error)

@@ -68,6 +68,24 @@ class FellBehind(LimitReached):
     code = "fell_behind"
 
 
+class StoreFailed(CloudSyncError):
+    """The client's store could not be read or written."""
+
+    code = "store_failed"
+
+
+class StoreInUse(StoreFailed):
+    """The client's store is open in another client or process."""
+
+    code = "store_in_use"
+
+
+class StoreRefused(StoreFailed):
+    """The file is not this client's store."""
+
+    code = "store_refused"
+
+
 class Closed(CloudSyncError):
     """The client or the view has been closed."""
 

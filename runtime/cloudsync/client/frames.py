@@ -86,12 +86,13 @@ class _Typed(msgspec.Struct):
     type: str
 
 
-def _number(text: str) -> float | Decimal:
+def float_or_decimal(text: str) -> float | Decimal:
+    """A number with a fraction or an exponent; jsonb may hold 1e400, which is beyond floats."""
     value = float(text)
-    return value if math.isfinite(value) else Decimal(text)  # jsonb may hold 1e400
+    return value if math.isfinite(value) else Decimal(text)
 
 
-_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Frame, float_hook=_number)
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(Frame, float_hook=float_or_decimal)
 _typed = msgspec.json.Decoder(_Typed)
 _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(Frame))
 

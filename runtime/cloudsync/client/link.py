@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Final, Never
 
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
 from cloudsync.client.actions import Action
 from cloudsync.client.session import Session
+from cloudsync.errors import CloudSyncError
 
 WELCOME_TIMEOUT_S: Final = 10.0
 
@@ -33,6 +35,7 @@ class Link:
         self._wake = asyncio.Event()
         self._ack_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._failure: CloudSyncError | None = None
 
     def wake(self) -> None:
         """The session has something to send."""
@@ -44,7 +47,10 @@ class Link:
             self._closing = self._loop.create_task(self._socket.close())
 
     async def carry(self) -> Never:
-        """Run until the connection ends. Raises ConnectionClosed, TimeoutError or ProtocolBroken."""
+        """Run until the connection ends.
+
+        Raises ConnectionClosed, TimeoutError, ProtocolBroken or StoreFailed.
+        """
         session, socket = self._session, self._socket
         session.opened()
         self._wake.set()
@@ -56,13 +62,22 @@ class Link:
             while True:
                 await self._reading.wait()
                 self._take(await socket.recv(decode=False))
+        except ConnectionClosed:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
         finally:
-            session.lost()
+            await self._end(writer)
+
+    async def _end(self, writer: asyncio.Task[None]) -> None:
+        try:
+            self._session.lost()
+        finally:
             if self._ack_timer is not None:
                 self._ack_timer.cancel()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
-            await socket.close()
+            await self._socket.close()
 
     async def _write(self) -> None:
         while True:
@@ -80,7 +95,12 @@ class Link:
 
     def _ack_due(self) -> None:
         self._ack_timer = None
-        self._session.tick(self._loop.time())
+        try:
+            self._session.tick(self._loop.time())
+        except CloudSyncError as error:
+            self._failure = error
+            self.leave()
+            return
         self._follow_up()
 
     def _follow_up(self) -> None:

@@ -38,12 +38,27 @@ class _Want:
 class Replica:
     """Rows and versions by key. Row dicts are replaced, never changed, so a reader may keep one."""
 
-    __slots__ = ("_key_columns", "_to_ask", "_tombstones", "_wanted", "rows", "versions")
+    __slots__ = (
+        "_key_columns",
+        "_odd_keys",
+        "_to_ask",
+        "_tombstones",
+        "_wanted",
+        "number",
+        "rows",
+        "touched",
+        "versions",
+    )
 
     def __init__(self, key_columns: Sequence[str] = ()) -> None:
         self.rows: dict[Key, Row] = {}
         self.versions: dict[Key, int] = {}
+        self.number = 0
+        """Which of a store's replicas this is; 0: none yet."""
+        self.touched: set[Key] | None = None
+        """Keys that a store has not seen as they are now; None: no store asks."""
         self._key_columns = tuple(key_columns)
+        self._odd_keys: dict[Key, list[Any]] = {}
         self._tombstones: dict[Key, int] = {}
         self._wanted: dict[Key, _Want] = {}
         self._to_ask: list[Key] = []
@@ -53,14 +68,44 @@ class Replica:
         try:
             hash(values)
         except TypeError:
-            return tuple([_hashable(value) for value in values])
+            odd = tuple([_hashable(value) for value in values])
+            self._odd_keys[odd] = list(values)
+            return odd
         return values
+
+    def wire_key(self, key: Key) -> list[Any]:
+        """A key's values as they travel."""
+        return self._odd_keys.get(key) or list(key)
+
+    def known(self, key: Key) -> int:
+        """The newest version heard of for certain, of a row or of its deletion; -1: none."""
+        held = self.versions.get(key)
+        return self._tombstones.get(key, -1) if held is None else held
+
+    def state(self, key: Key) -> tuple[int, Row | None, int | None]:
+        """Version (-1: nothing is known), row (None: it is gone), and the version that is to be fetched."""
+        want = self._wanted.get(key)
+        return self.known(key), self.rows.get(key), None if want is None else want.version
+
+    def restore(self, key: Row, version: int, row: Row | None, wanted: int | None) -> None:
+        """Take back what `state` told of a key."""
+        place = self.key_of(key)
+        if row is not None:
+            self.rows[place], self.versions[place] = row, version
+        elif version >= 0:
+            self._tombstones[place] = version
+        if wanted is not None:
+            self._wanted[place] = _Want(key, wanted)
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        return self._key_columns
 
     def apply(self, event: Data) -> Applied | None:
         """Take an event in; None if it changed nothing: a repeat, or the row must be fetched first."""
         key = self.key_of(event.key)
         held = self.versions.get(key)
-        known = self._tombstones.get(key, -1) if held is None else held
+        known = self.known(key)
         if isinstance(event, DataUpdate):
             if event.version <= known:
                 return None
@@ -95,12 +140,15 @@ class Replica:
         self.versions.update(other.versions)
         self._key_columns = other._key_columns
         self._tombstones, self._wanted, self._to_ask = other._tombstones, other._wanted, other._to_ask
+        self._odd_keys = other._odd_keys
+        self.number, self.touched = other.number, other.touched
         return _differences(rows, versions, dict(other.rows), dict(other.versions))
 
     def keep_columns(self, names: Collection[str]) -> None:
         """Drop every other column from the rows held."""
         for key, row in self.rows.items():
             if not row.keys() <= set(names):
+                self._touch(key)
                 self.rows[key] = {name: value for name, value in row.items() if name in names}
 
     def _create(self, key: Key, event: DataCreate, known: int) -> Applied | None:
@@ -125,8 +173,11 @@ class Replica:
         self._wanted.pop(key, None)
         self._tombstones.pop(key, None)
         self._tombstones[key] = max(known, event.version)
+        self._touch(key)
         if len(self._tombstones) > TOMBSTONES_KEPT:
-            del self._tombstones[next(iter(self._tombstones))]
+            oldest = next(iter(self._tombstones))
+            del self._tombstones[oldest]
+            self._touch(oldest)
         if self.rows.pop(key, None) is None:
             return None
         del self.versions[key]
@@ -135,6 +186,7 @@ class Replica:
     def _hold(self, key: Key, row: Row, version: int) -> None:
         self.rows[key] = row
         self.versions[key] = version
+        self._touch(key)
         want = self._wanted.get(key)
         if want is None:
             return
@@ -144,6 +196,7 @@ class Replica:
             self._to_ask.append(key)  # newer, but not new enough
 
     def _want(self, key: Key, event: DataUpdate) -> None:
+        self._touch(key)
         want = self._wanted.get(key)
         if want is None:
             self._wanted[key] = _Want(event.key, event.version)
@@ -153,6 +206,10 @@ class Replica:
         if want.stale_answers == _STALE_ANSWERS:
             want.stale_answers = 0
             self._to_ask.append(key)
+
+    def _touch(self, key: Key) -> None:
+        if self.touched is not None:
+            self.touched.add(key)
 
 
 def _changes(before: Row, after: Row) -> Row:

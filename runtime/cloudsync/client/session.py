@@ -1,11 +1,15 @@
 """The client's side of the protocol, without I/O: frames in, frames and actions out.
 
 A `Session` outlives its connections. Per connection: `opened`, any number of `receive` and `tick`, `lost`.
-After each call, what is in `outgoing` is to be sent, and `deadline` is when `tick` is due.
+After each call, what is in `outgoing` is to be sent, and `deadline_s` is when `tick` is due.
+
+With a store, what was received is committed before it is acknowledged: whatever moment the process dies at,
+the store holds rows and the cursor that covers them. Every method raises StoreFailed if it cannot be written.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -22,6 +26,8 @@ from cloudsync.client.actions import (
     Welcomed,
 )
 from cloudsync.client.frames import Data, Frame, SyncBatch, decode
+from cloudsync.client.journal import Journal, request_text
+from cloudsync.client.store import Store
 from cloudsync.client.subscription import Subscription
 from cloudsync.protocol.messages import (
     Ack,
@@ -37,6 +43,7 @@ from cloudsync.protocol.messages import (
     Subscribe,
     Subscribed,
     SubscriptionReset,
+    TableSchema,
     Unsubscribe,
     Welcome,
     Where,
@@ -60,10 +67,10 @@ _PASSING: Final = frozenset(
 
 
 class Session:
-    """What a client holds and has promised, across connections."""
+    """What a client holds and has promised, across connections and, with a store, across processes."""
 
-    def __init__(self, *, sdk: str = "") -> None:
-        self.client_id = ""
+    def __init__(self, *, sdk: str = "", store: Store | None = None) -> None:
+        self.client_id = (store.client_id if store else None) or ""
         self.cursor: str | None = None
         self.welcomed = False
         self.outgoing: list[bytes] = []
@@ -75,6 +82,17 @@ class Session:
         self._acked = 0
         self._unacked_bytes = 0
         self._ack_due_s: float | None = None
+        self._journal = Journal(store) if store else None
+        if self._journal is not None:
+            self.cursor = self._journal.cursor
+            for subscription in self._journal.load():
+                self.subscriptions[subscription.id] = subscription
+                self._next_id = max(self._next_id, int(subscription.id[1:]))
+
+    def save(self) -> None:
+        """Commit what the store does not hold yet."""
+        if self._journal is not None:
+            self._journal.save(self.subscriptions.values(), self.cursor)
 
     # The connection
 
@@ -99,6 +117,7 @@ class Session:
         for subscription in self.subscriptions.values():
             subscription.staging = None
             subscription.state = "held" if subscription.state in ("live", "held") else "new"
+        self.save()
 
     @property
     def caught_up(self) -> bool:
@@ -119,10 +138,15 @@ class Session:
     def subscribe(
         self, table: str, where: Where | None, columns: list[str] | None, mode: Mode = "every"
     ) -> Subscription:
-        subscription = Subscription(self._fresh_id(), table, where, columns, mode)
-        self.subscriptions[subscription.id] = subscription
-        if self.welcomed:
-            self._ask(subscription)
+        """A new subscription, or the same one as the store brought it, with the rows it had."""
+        subscription = self._unclaimed(table, where, columns, mode)
+        if subscription is None:
+            subscription = Subscription(self._fresh_id(), table, where, columns, mode)
+            self.subscriptions[subscription.id] = subscription
+            if self.welcomed:
+                self._ask(subscription)
+        subscription.claimed = True
+        subscription.used_at = int(time.time())
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -166,6 +190,7 @@ class Session:
             return self._data(frame, wall_us)
         if isinstance(frame, Heartbeat):
             self.cursor = frame.cursor or self.cursor
+            self.save()
             return [Beat(frame)]
         if isinstance(frame, Welcome):
             return self._welcome(frame)
@@ -178,10 +203,10 @@ class Session:
             return []  # unsubscribed meanwhile
         if isinstance(frame, Subscribed):
             subscription.count = frame.count
-            subscription.begin_snapshot(frame.schema)
+            self._begin_snapshot(subscription, frame.schema)
         elif isinstance(frame, SubscriptionReset):
             if subscription.schema is not None:
-                subscription.begin_snapshot(subscription.schema)
+                self._begin_snapshot(subscription, subscription.schema)
         else:
             subscription.mode = frame.mode or subscription.mode
             if frame.schema is not None:
@@ -190,8 +215,10 @@ class Session:
 
     def _welcome(self, frame: Welcome) -> list[Action]:
         self.welcomed = True
-        self.cursor = frame.cursor or self.cursor
         kept = frame.resumed in ("replay", "differential")
+        if not kept:
+            # What was missed is yet to come otherwise: only a heartbeat behind it moves the cursor.
+            self.cursor = frame.cursor or self.cursor
         for subscription in list(self.subscriptions.values()):
             if kept and subscription.state == "held":
                 subscription.state = "live"
@@ -229,6 +256,20 @@ class Session:
         subscription.state = "ended"
         return [Failed(subscription, error)]
 
+    def _begin_snapshot(self, subscription: Subscription, schema: TableSchema) -> None:
+        subscription.begin_snapshot(schema)
+        if self._journal is not None:
+            self._journal.track(subscription.staging or subscription.replica)
+
+    def _unclaimed(
+        self, table: str, where: Where | None, columns: list[str] | None, mode: Mode
+    ) -> Subscription | None:
+        request = request_text(table, where, columns)
+        for s in self.subscriptions.values():
+            if not s.claimed and s.mode == mode and request_text(s.table, s.where, s.columns) == request:
+                return s
+        return None
+
     # Sending
 
     def _ask(self, subscription: Subscription) -> None:
@@ -264,6 +305,7 @@ class Session:
         return True
 
     def _acknowledge(self) -> None:
+        self.save()
         self._acked = self._received
         self._unacked_bytes = 0
         self._ack_due_s = None

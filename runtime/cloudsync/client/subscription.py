@@ -51,6 +51,7 @@ class Subscription:
     """
 
     __slots__ = (
+        "claimed",
         "columns",
         "complete",
         "count",
@@ -62,6 +63,7 @@ class Subscription:
         "staging",
         "state",
         "table",
+        "used_at",
         "where",
     )
 
@@ -80,6 +82,10 @@ class Subscription:
         self.state: Literal["new", "asked", "snapshot", "live", "held", "ended"] = "new"
         self.complete = False
         self.observed = False
+        self.claimed = True
+        """Whether the application has asked for it; one from a store waits for that."""
+        self.used_at = 0
+        """When the application last asked for it, seconds since 1970."""
 
     def begin_snapshot(self, schema: TableSchema) -> None:
         """A snapshot follows: beside the rows held, if there are any, so that readers see no hole."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cloudsync.events import CREATE, DELETE, MATCHED_BEFORE, MATCHES_NOW, UPDATE, ChangeEvent
 from cloudsync.registry.filters import OPERATORS_BY_KIND, Condition, compile_filter
-from cloudsync.registry.topics import HostedTopic, Topic
 from cloudsync.registry.matcher import Matcher, TableTopics
+from cloudsync.registry.topics import HostedTopic, Topic
 
 COLUMNS = {"id": "integer", "big": "integer", "price": "numeric", "ratio": "float", "name": "text",
            "code": "padded", "done": "plain", "at": "time"}  # fmt: skip
