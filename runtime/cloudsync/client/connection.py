@@ -76,6 +76,7 @@ class Client:
         self._ssl_context = ssl_context
         self._store_path = store
         self._store: Store | None = None
+        self._returning = False
         self._session = Session(sdk=SDK)
         self._session.client_id = client_id or ""
         self._views: dict[Subscription, View] = {}
@@ -135,6 +136,7 @@ class Client:
     def _open_store(self, path: str | os.PathLike[str]) -> None:
         store = Store(path)
         try:
+            self._returning = store.client_id is not None
             store.belong(url=self._rest.url, client_id=self._session.client_id or None)
             on_frame = self._session.on_frame
             self._session = Session(sdk=SDK, store=store)
@@ -284,7 +286,7 @@ class Client:
     @property
     def _starts_offline(self) -> bool:
         """Whether there is something to work with although the platform has not been reached yet."""
-        return self._store is not None and bool(self._session.client_id) and self._error is None
+        return self._returning and self._error is None
 
     def _go_offline(self) -> None:
         if not self._first.done():

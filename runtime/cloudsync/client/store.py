@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -106,8 +106,10 @@ class Store:
         self.path = Path(path)
         self._durable: bool | None = None
         with self._failing():
-            # SQLite gives its journal the mode of the file.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+            # SQLite gives its journal the mode of the file. A file that exists is not opened here: closing
+            # it would take away the lock that another store of this process holds on it.
+            with suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self.path.chmod(0o600)
             self._database = sqlite3.connect(self.path, isolation_level=None, timeout=0)
         try:
