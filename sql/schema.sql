@@ -277,6 +277,7 @@ CREATE TABLE cloudsync.conflicts (
     resolved_at timestamptz
 );
 CREATE INDEX conflicts_open ON cloudsync.conflicts (tenant_id, created_at) WHERE status = 'open';
+CREATE INDEX conflicts_created ON cloudsync.conflicts (created_at);
 CREATE INDEX conflicts_row ON cloudsync.conflicts (table_id, key_text);
 
 CREATE TABLE cloudsync.tenants (
@@ -2226,6 +2227,23 @@ AS $$
     END
 $$;
 
+-- How the platform is, as far as the database can tell: for metrics, asked every few seconds.
+CREATE FUNCTION cloudsync.vitals(slot text, OUT database_id text, OUT relay_mode text, OUT relay_silent_s float8,
+    OUT wal_held_bytes float8, OUT oldest_transaction_s float8, OUT parked_events bigint, OUT conflicts_last_minute bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT s.database_id, s.mode, date_part('epoch', clock_timestamp() - s.heartbeat_at) INTO database_id, relay_mode, relay_silent_s
+    FROM cloudsync.relay_state s;
+    SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), r.restart_lsn) INTO wal_held_bytes FROM pg_replication_slots r WHERE r.slot_name = slot;
+    SELECT coalesce(max(date_part('epoch', clock_timestamp() - a.xact_start)), 0) INTO oldest_transaction_s
+    FROM pg_stat_activity a WHERE a.datname = current_database() AND (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)
+      AND a.backend_type = 'client backend';
+    SELECT count(*) INTO parked_events FROM cloudsync.pending_events;
+    SELECT count(*) INTO conflicts_last_minute FROM cloudsync.conflicts c WHERE c.created_at > clock_timestamp() - interval '1 minute';
+END
+$$;
+
 ---------------------------------------------------------------------------------------------------
 -- Who may do what
 ---------------------------------------------------------------------------------------------------
@@ -2276,7 +2294,7 @@ GRANT SELECT ON cloudsync.change_log, cloudsync.tracked_tables, cloudsync.row_st
 GRANT SELECT, INSERT, UPDATE ON cloudsync.clients, cloudsync.conflicts, cloudsync.tenants TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloudsync.mutations, cloudsync.text_ops TO cloudsync_service;
 GRANT SELECT, INSERT ON cloudsync.audit_log TO cloudsync_service;
-GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer) TO cloudsync_service;
+GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text) TO cloudsync_service;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;

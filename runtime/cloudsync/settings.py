@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     keyring_file: Path | None = Field(default=None, description="File with the sealing keys (mode 600).")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
+    statsd_host: str = Field(default="", description="A DogStatsD agent; empty: no metrics are sent.")
+    statsd_port: Port = 8125
     canary_interval_s: float = Field(default=5.0, gt=0, description="How often readiness sends its canary.")
 
     # Tokens

@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from cloudsync import logs
 from cloudsync.api.bodies import ErrorBody
 from cloudsync.errors import CloudSyncError
+from cloudsync.metrics.definitions import CLIENT_ERRORS
+from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import ERROR_MEANINGS
 
 _STATUS: Final = {
@@ -37,6 +39,7 @@ _log = logs.get("api")
 def answer(code: str, message: str | None = None, **more: Any) -> JSONResponse:
     """The answer for a registered code; without a message, the registry's own."""
     status = _STATUS.get(code, 400)
+    recorder.counter(CLIENT_ERRORS, code=code).add()
     body = {"error": {"code": code, "message": message or ERROR_MEANINGS[code]}, **more}
     return JSONResponse(body, status_code=status, headers=_HEADERS.get(status))
 

@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cloudsync import logs
 from cloudsync.api import failures
+from cloudsync.metrics.definitions import API_REQUESTS
+from cloudsync.metrics.recorder import recorder
 
 BODY_LIMIT_BYTES: Final = 64 * 1024
 DRAINED_BYTES: Final = 1024 * 1024
@@ -53,6 +55,8 @@ class Guard:
                 raise  # half an answer is out: the server must cut the connection
             await failures.answer("internal")(scope, receive, watched)
         finally:
+            if status:
+                recorder.counter(API_REQUESTS, status=f"{status // 100}xx").add()
             # The path only: a query string is the caller's, and may hold anything.
             write = _log.debug if scope["path"] in _QUIET else _log.info
             write(

@@ -19,6 +19,8 @@ from cloudsync.api import failures, routes
 from cloudsync.api.guard import Guard
 from cloudsync.api.services import Services
 from cloudsync.errors import PlatformError, PortInUse
+from cloudsync.metrics import emitter
+from cloudsync.metrics.loop import watch_loop
 from cloudsync.settings import Settings
 
 _DESCRIPTION = "Where to connect, and which client ids a user has. Data travels over the WebSocket endpoint."
@@ -30,6 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch_loop()
         await services.start()
         try:
             yield
@@ -95,6 +98,7 @@ def run(settings: Settings) -> None:
         timeout_keep_alive=310,  # longer than the load balancer's 300 s, or it answers 502
         timeout_graceful_shutdown=5,
     )
+    emitter.start(settings, "api")
     log = logs.get("api")
     log.info("listening", host=settings.api_host, port=listener.getsockname()[1])
     try:

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from cloudsync.metrics.definitions import CLIENT_ERRORS, CLOSED
+from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.protocol.frames import Body
 from cloudsync.protocol.messages import Error, ServerFrame, encode
@@ -90,6 +92,11 @@ class Connection:
         return self.principal is not None and self.close_code is None
 
     @property
+    def behind(self) -> bool:
+        """Whether frames wait because the client has not kept up."""
+        return bool(self._backlog)
+
+    @property
     def caught_up(self) -> bool:
         """Whether everything pushed so far has been sent, and no subscription is being built."""
         return not self._backlog and all(s.held is None for s in self.subscriptions.values())
@@ -107,6 +114,8 @@ class Connection:
         """Send a frame without a delivery number, in its place among the deliveries."""
         if self.close_code is not None:
             return
+        if isinstance(frame, Error):
+            recorder.counter(CLIENT_ERRORS, code=frame.code).add()
         text = encode(frame).decode()
         if not self._backlog and self._flushing is None:
             self._write({"type": "websocket.send", "text": text})
@@ -123,6 +132,7 @@ class Connection:
         if self.close_code is not None:
             return
         self.close_code = code
+        recorder.counter(CLOSED, code=str(int(code))).add()
         self._backlog = None
         self._backlog_bytes = 0
         self._wake_room()
@@ -131,6 +141,7 @@ class Connection:
             self._flushing.cancel()
             self._flushing = None
         if error is not None:
+            recorder.counter(CLIENT_ERRORS, code=error.code).add()
             self._write({"type": "websocket.send", "text": encode(error).decode()})
         self._write({"type": "websocket.close", "code": int(code), "reason": CLOSE_MEANINGS[code]})
 

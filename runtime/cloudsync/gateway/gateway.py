@@ -30,6 +30,8 @@ from cloudsync.gateway.subscriptions import Subscriptions
 from cloudsync.gateway.watermark import Watermark, read_watermark
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
+from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
+from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close
 from cloudsync.protocol.messages import Draining, Error, Heartbeat
 from cloudsync.registry.connections import ConnectionRegistry
@@ -84,6 +86,8 @@ class Gateway:
         self._canary_at_s: float | None = None
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
+        self._slow = recorder.gauge(SLOW_CONNECTIONS)
+        recorder.watch(CONNECTIONS, lambda: len(self.connections))
 
     async def run(self) -> None:
         """Serve until cancelled; repairs its place in the registry as often as it is lost."""
@@ -269,6 +273,7 @@ class Gateway:
         while True:
             await asyncio.sleep(_UPKEEP_EVERY_S)
             now_s, wall_s = time.monotonic(), time.time()
+            self._slow.set(sum(connection.behind for connection in self.connections))
             for number, connection in enumerate(list(self.connections)):
                 self._tend(connection, now_s, wall_s)
                 if number % 500 == 499:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -14,6 +14,8 @@ from cloudsync import logs
 from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
 from cloudsync.gateway.connection import Connection, Message
 from cloudsync.gateway.gateway import Gateway
+from cloudsync.metrics.definitions import RESUMPTIONS
+from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close
 from cloudsync.protocol.messages import (
     BEARER_PREFIX,
@@ -129,10 +131,13 @@ class WebSocketHandler:
         connection.client_id = hello.client_id
         gateway.joined(connection)
         connection.cursor_sent = gateway.cursor
+        resumed: Literal["resync"] | None = "resync" if hello.cursor is not None else None
+        if resumed is not None:
+            recorder.counter(RESUMPTIONS, mode=resumed).add()
         connection.control(
             Welcome(
                 session=f"{id(connection):x}",
-                resumed="resync" if hello.cursor is not None else None,
+                resumed=resumed,
                 cursor=gateway.cursor,
                 heartbeat_s=gateway.settings.heartbeat_s,
                 limits=self._limits,

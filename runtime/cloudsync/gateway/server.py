@@ -19,6 +19,8 @@ from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap
+from cloudsync.metrics import emitter
+from cloudsync.metrics.loop import watch_loop
 from cloudsync.settings import Settings
 from cloudsync.tokens import TokenVerifier
 
@@ -93,6 +95,8 @@ async def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=5,
         )
     )
+    emitter.start(settings, "gateway")
+    watch_loop()
     keep_heap()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()

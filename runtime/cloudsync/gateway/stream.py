@@ -16,6 +16,9 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import CONSUMED
 from cloudsync.gateway.hub import Hub, Matched
 from cloudsync.keyring import Keyring
+from cloudsync.metrics.definitions import EVENTS
+from cloudsync.metrics.latency import record
+from cloudsync.metrics.recorder import recorder
 from cloudsync.sharding import SHARDS
 
 _BLOCK_MS: Final = 1000
@@ -49,6 +52,10 @@ class DeliveryStream:
         self.last_id = "0-0"
         self.lag_ms = 0
         self.canary_seen: dict[str, asyncio.Future[None]] = {}
+        self._processing = recorder.latency("processing")
+        self._delivery = recorder.latency("delivery")
+        self._end_to_end = recorder.latency("end_to_end")
+        self._counted = recorder.counter(EVENTS, stage="gateway")
 
     async def run(self) -> None:
         """Read and dispatch until cancelled. Raises Gap, SealBroken, or redis errors."""
@@ -91,6 +98,7 @@ class DeliveryStream:
 
     def _take(self, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
         by_topic: dict[str, list[Matched]] = {}
+        arrived: list[Delivery] = []
         for _, fields in entries:
             sealed = fields.get(b"d")
             if sealed is None:
@@ -99,15 +107,27 @@ class DeliveryStream:
                     canary.set_result(None)
                 continue
             self._unreported_bytes += len(sealed)
-            for delivery in self._open(fields, sealed):
+            deliveries = self._open(fields, sealed)
+            for delivery in deliveries:
                 self._sort(delivery, by_topic)
+            arrived += deliveries
         self._flush(by_topic)
+        self._measure(arrived)
         self.last_id = entries[-1][0].decode()
 
     def _flush(self, by_topic: dict[str, list[Matched]]) -> None:
         for topic_id, matched in by_topic.items():
             self._hub.dispatch(topic_id, matched)
         by_topic.clear()
+
+    def _measure(self, deliveries: list[Delivery]) -> None:
+        """Every change's stages, now that its frames are with the connections."""
+        events = [event for delivery in deliveries for event in delivery.events]
+        now_us = time.time_ns() // 1000
+        record(self._processing, ((e.fed_us, e.routed_us) for e in events))
+        record(self._delivery, ((e.routed_us, now_us) for e in events))
+        record(self._end_to_end, ((e.committed_us, now_us) for e in events))
+        self._counted.add(sum(len(match.indexes) for delivery in deliveries for match in delivery.matches))
 
     def _sort(self, delivery: Delivery, by_topic: dict[str, list[Matched]]) -> None:
         events = delivery.events

@@ -21,6 +21,8 @@ from cloudsync.errors import CloudSyncError
 from cloudsync.feeds.feed import EpochOver
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap, until_one_fails
+from cloudsync.metrics import emitter
+from cloudsync.metrics.loop import watch_loop
 from cloudsync.relay import state as relay_state
 from cloudsync.relay.handover import Handover
 from cloudsync.relay.outlet import UNAVAILABLE, Outlet
@@ -180,9 +182,11 @@ def run(settings: Settings) -> None:
     logs.configure(level=settings.log_level, log_format=settings.log_format)
     assert settings.keyring_file is not None  # noqa: S101 - required above
     relay = Relay(settings, Keyring.load(settings.keyring_file))
+    emitter.start(settings, "relay")
     keep_heap()
 
     async def serve() -> None:
+        watch_loop()
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,6 +13,9 @@ from typing import Final
 
 from cloudsync import logs
 from cloudsync.events import ChangeEvent, Position
+from cloudsync.metrics.definitions import EVENTS, RELAY_LAG
+from cloudsync.metrics.latency import record
+from cloudsync.metrics.recorder import recorder
 from cloudsync.relay.handover import Handover
 from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.state import RelayState
@@ -58,6 +61,9 @@ class Publisher:
         self.position = max(map(handover.reached, range(SHARDS)))
         self.confirmed_lsn = 0
         self.published = 0
+        self._detection = recorder.latency("detection")
+        self._lag = recorder.gauge(RELAY_LAG)
+        self._counted = recorder.counter(EVENTS, stage="relay")
 
     async def run(self) -> None:
         """Publish until the stream or the database fails: both raise."""
@@ -87,6 +93,9 @@ class Publisher:
 
         While events are parked the head stays where it is: it may not pass them.
         """
+        waiting = self._stream.events
+        waits_us = time.time_ns() // 1000 - waiting[0].committed_us if waiting else 0
+        self._lag.set(max(0, waits_us) / 1000)
         feeds = self._outlet.feeds
         if feeds is None or self._handover.parked:
             return
@@ -115,6 +124,9 @@ class Publisher:
         self._state.horizon = horizon
         self.position = max(self.position, events[-1].position)
         self.published += len(events)
+        self._counted.add(len(events))
+        slowest_us = record(self._detection, ((e.committed_us, e.fed_us) for e in events if e.fed_us))
+        self._lag.set(slowest_us / 1000)
         if time.monotonic() >= self._head_due:
             await self.write_head()
 

@@ -13,12 +13,14 @@ from celery import Celery
 from celery.signals import worker_process_init, worker_shutting_down
 
 from cloudsync import logs
+from cloudsync.metrics import emitter
 from cloudsync.settings import Settings, current
 
 ROUTING: Final = "routing"
 GENERAL: Final = "general"
 SWEEP_EVERY_S: Final = 1.0
 MAINTAIN_EVERY_S: Final = 3600.0
+MEASURE_EVERY_S: Final = 5.0
 
 # Shared before the fork: children do not hear the parent's SIGTERM, they look at this.
 stopping: Final = multiprocessing.get_context("fork").Value("b", 0, lock=False)
@@ -40,12 +42,18 @@ def _make(settings: Settings) -> Celery:
         worker_enable_remote_control=False,
         broker_connection_retry_on_startup=True,
         broker_transport_options={"socket_keepalive": True, "visibility_timeout": 3600},
-        include=["cloudsync.routing.tasks"],
+        include=["cloudsync.routing.tasks", "cloudsync.routing.vitals"],
+        cloudsync_queue=GENERAL,
         beat_schedule={
             "sweep": {
                 "task": "cloudsync.sweep",
                 "schedule": SWEEP_EVERY_S,
                 "options": {"expires": SWEEP_EVERY_S * 5},
+            },
+            "measure": {
+                "task": "cloudsync.measure",
+                "schedule": MEASURE_EVERY_S,
+                "options": {"expires": MEASURE_EVERY_S},
             },
             "maintain": {
                 "task": "cloudsync.maintain",
@@ -69,3 +77,4 @@ def _stop(**_: Any) -> None:
 def _child(**_: Any) -> None:
     settings = current()
     logs.configure(level=settings.log_level, log_format=settings.log_format)
+    emitter.start(settings, application.conf.cloudsync_queue)

@@ -22,6 +22,7 @@ def run_worker(settings: Settings, queue: Literal["routing", "general"] = "routi
     from cloudsync.routing.subscriber import SubscriberStep
 
     logs.configure(level=settings.log_level, log_format=settings.log_format)
+    application.conf.cloudsync_queue = queue
     if queue == "routing":
         application.steps["worker"].add(SubscriberStep)
     application.worker_main(

@@ -29,6 +29,8 @@ from cloudsync.feeds.feed import decode_events
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
 from cloudsync.keyring import Keyring
+from cloudsync.metrics.definitions import EVENTS
+from cloudsync.metrics.recorder import recorder
 from cloudsync.registry.matcher import Matcher, changed_columns, part_told
 from cloudsync.registry.topics import RegistryView
 from cloudsync.settings import Settings
@@ -67,6 +69,7 @@ class Router:
         self._outdated = False
         self._count = _ENTRIES_FIRST
         self.routed_events = 0
+        self._counted = recorder.counter(EVENTS, stage="routing")
 
     def linger(self, stop: Callable[[], bool]) -> int:
         """Route until idle, out of time, or `stop()`; returns the number of events routed.
@@ -206,6 +209,7 @@ class Router:
         self._send(outgoing)
         self._move_done({shard: end for shard, (end, _) in batches.items()})
         self.routed_events += len(events)
+        self._counted.add(len(events))
         return len(events)
 
     def _read(

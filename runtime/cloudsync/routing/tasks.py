@@ -10,6 +10,7 @@ import psycopg
 import redis
 
 from cloudsync import logs
+from cloudsync.feeds.backlog import read_backlog
 from cloudsync.feeds.connection import connect, text_of
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_key
 from cloudsync.keyring import Keyring
@@ -65,9 +66,9 @@ def sweep() -> None:
         keys = Keys(database_id, epoch)
         for gateway_id in reap(client, keys):
             _log.warning("reaped a dead gateway", gateway=gateway_id)
-        waiting, unserved = _backlog(client, keys)
+        backlog = read_backlog(client, keys)
         routers: Any = client.zcard(keys.routers)
-        if unserved or (waiting > _SHARE_BACKLOG_EVENTS and routers < SHARDS):
+        if backlog.unserved or (backlog.events > _SHARE_BACKLOG_EVENTS and routers < SHARDS):
             start_router(client, keys)
 
 
@@ -76,24 +77,3 @@ def maintain() -> None:
     """Partitions ahead, old ones dropped."""
     with psycopg.connect(current().postgres_url, autocommit=True) as connection:
         connection.execute("SELECT cloudsync.maintain()")
-
-
-def _backlog(client: redis.Redis, keys: Keys) -> tuple[int, bool]:
-    """Entries that wait in feeds, roughly, and whether one waits where no router is."""
-    with client.pipeline(transaction=False) as pipeline:
-        for shard in range(SHARDS):
-            pipeline.hmget(keys.tail(shard), "id", "n")
-            pipeline.get(keys.done(shard))
-            pipeline.exists(keys.lock(shard))
-        answers = pipeline.execute()
-    waiting = 0
-    unserved = False
-    for shard, (tail, done, locked) in enumerate(
-        zip(answers[::3], answers[1::3], answers[2::3], strict=True)
-    ):
-        if tail[0] is None or tail[0] == done:
-            continue
-        unserved = unserved or not locked
-        routed: Any = client.xrevrange(keys.feed(shard), max=done or "-", count=1) if done else []
-        waiting += int(tail[1]) - (int(routed[0][1][b"n"]) if routed else 0)
-    return waiting, unserved
