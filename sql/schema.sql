@@ -1120,6 +1120,31 @@ AS $$
         OR pg_has_role(session_user, 'cloudsync_owner', 'MEMBER')
 $$;
 
+-- The types in a table's rows, however deep, whose conversion to text or JSON runs code of their owner's: capture
+-- would run it with the rights of cloudsync_owner. Code in C was installed by a superuser.
+CREATE FUNCTION cloudsync.types_with_casts(rel oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE used (type) AS (
+        SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = rel AND a.attnum > 0 AND NOT a.attisdropped
+        UNION
+        SELECT part.type
+        FROM used u JOIN pg_type t ON t.oid = u.type
+        CROSS JOIN LATERAL (
+            SELECT t.typbasetype UNION ALL SELECT t.typelem
+            UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
+            UNION ALL SELECT a.atttypid FROM pg_attribute a
+                      WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS part (type)
+        WHERE part.type <> 0
+    )
+    SELECT string_agg(DISTINCT u.type::regtype::text, ', ')
+    FROM used u
+    JOIN pg_cast c ON c.castsource = u.type AND c.casttarget IN ('text'::regtype, 'json'::regtype, 'jsonb'::regtype)
+    JOIN pg_proc p ON p.oid = c.castfunc
+    JOIN pg_language l ON l.oid = p.prolang
+    WHERE p.oid >= 16384 AND l.lanname NOT IN ('internal', 'c') -- the first id that is not PostgreSQL's own
+$$;
+
 -- Refuses what cannot be captured exactly or delivered safely, whatever the arguments of track().
 CREATE FUNCTION cloudsync.check_table(rel oid) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
@@ -1172,6 +1197,12 @@ BEGIN
     IF names IS NOT NULL THEN
         RAISE EXCEPTION 'column names of % hold a word in braces, which stands for a value here: %', name, names
             USING ERRCODE = 'CS005', HINT = 'Rename them.';
+    END IF;
+
+    names := cloudsync.types_with_casts(rel);
+    IF names IS NOT NULL THEN
+        RAISE EXCEPTION '% has columns of types with casts to text or JSON of their own (%)', name, names
+            USING ERRCODE = 'CS005', HINT = 'Drop those casts: capture would run their functions with its own rights.';
     END IF;
 
     IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = rel AND i.indisprimary) THEN
@@ -1997,6 +2028,18 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION cloudsync.check_casts() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    rel oid;
+BEGIN
+    FOR rel IN SELECT t.relid FROM cloudsync.tracked_tables t WHERE cloudsync.types_with_casts(t.relid) IS NOT NULL LOOP
+        PERFORM cloudsync.check_table(rel);
+    END LOOP;
+END
+$$;
+
 -- After every command that may change a table. Runs as whoever gives the command: triggers on partitions need their owner.
 CREATE FUNCTION cloudsync.on_ddl() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -2010,10 +2053,13 @@ BEGIN
     IF current_setting('cloudsync.tracking', true) = 'on' THEN
         RETURN;
     END IF;
-    FOR command IN SELECT DISTINCT c.classid, c.objid, c.object_type FROM pg_event_trigger_ddl_commands() c
+    FOR command IN SELECT DISTINCT c.classid, c.objid, c.object_type, c.command_tag FROM pg_event_trigger_ddl_commands() c
                    WHERE c.schema_name IS DISTINCT FROM 'pg_temp' LOOP
         IF command.classid = 'pg_proc'::regclass THEN
             PERFORM cloudsync.check_function(command.objid);
+        END IF;
+        IF command.command_tag IN ('CREATE CAST', 'ALTER TYPE') THEN
+            PERFORM cloudsync.check_casts();
         END IF;
         FOR table_id IN
             SELECT cloudsync.concerned(CASE command.classid
@@ -2282,6 +2328,7 @@ GRANT EXECUTE ON FUNCTION
     cloudsync.renamed(),
     cloudsync.using_type(oid),
     cloudsync.check_function(oid),
+    cloudsync.check_casts(),
     cloudsync.note_dropped(oid, oid, text, text[])
 TO PUBLIC;
 
@@ -2315,7 +2362,7 @@ CREATE PUBLICATION cloudsync_changes FOR TABLE cloudsync.change_log
 ---------------------------------------------------------------------------------------------------
 
 CREATE EVENT TRIGGER cloudsync_ddl ON ddl_command_end
-    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER SCHEMA', 'ALTER TYPE', 'ALTER DOMAIN',
+    WHEN TAG IN ('ALTER TABLE', 'CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO', 'ALTER SCHEMA', 'ALTER TYPE', 'ALTER DOMAIN', 'CREATE CAST',
                  'CREATE POLICY', 'ALTER POLICY', 'CREATE FUNCTION', 'ALTER FUNCTION', 'ALTER ROUTINE')
     EXECUTE FUNCTION cloudsync.on_ddl();
 ALTER EVENT TRIGGER cloudsync_ddl ENABLE ALWAYS;

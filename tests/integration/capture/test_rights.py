@@ -284,6 +284,41 @@ def _foreign(db: Database) -> int:
     return db.track("public.foreign_table")
 
 
+def test_capture_runs_no_cast_of_a_table_owner(db: Database) -> None:
+    """A cast's function would run with the rights of cloudsync_owner."""
+    db.run("CREATE ROLE app_owner LOGIN", "CREATE SCHEMA app AUTHORIZATION app_owner")
+    with psycopg.connect(db.url.replace("postgres@", "app_owner@"), autocommit=True) as owner:
+        for statement in (
+            "CREATE TYPE app.colour AS ENUM ('red')",
+            "CREATE TYPE app.pen AS (colours app.colour[])",
+            "CREATE TABLE app.t (id int PRIMARY KEY, tenant_id text, pen app.pen)",
+            "CREATE FUNCTION app.spy(c app.colour) RETURNS json LANGUAGE sql AS"
+            " 'SELECT to_json(current_user::text)'",
+            "SELECT cloudsync.track('app.t')",
+        ):
+            owner.execute(statement.encode())
+        cast = b"CREATE CAST (app.colour AS json) WITH FUNCTION app.spy(app.colour)"
+        with pytest.raises(psycopg.Error, match="casts to text or JSON of their own") as refused:
+            owner.execute(cast)
+        assert refused.value.sqlstate == "CS005"
+        owner.execute("INSERT INTO app.t VALUES (1, 'a', ROW(ARRAY['red']::app.colour[]))")
+        assert db.one("SELECT row -> 'pen' FROM cloudsync.change_log") == {"colours": ["red"]}
+
+        owner.execute("SELECT cloudsync.untrack('app.t')")
+        owner.execute(cast)
+        with pytest.raises(psycopg.Error, match=r"app\.colour"):
+            owner.execute("SELECT cloudsync.track('app.t')")
+
+        owner.execute("CREATE TABLE app.u (id int PRIMARY KEY, tenant_id text)")
+        owner.execute("SELECT cloudsync.track('app.u')")
+        with pytest.raises(psycopg.Error, match=r"app\.colour"):
+            owner.execute("ALTER TABLE app.u ADD COLUMN colour app.colour")
+        owner.execute("CREATE TYPE app.plain AS (n int)")
+        owner.execute("ALTER TABLE app.u ADD COLUMN plain app.plain")
+        with pytest.raises(psycopg.Error, match=r"app\.colour"):
+            owner.execute("ALTER TYPE app.plain ADD ATTRIBUTE c app.colour")
+
+
 def test_roles(db: Database) -> None:
     roles = {name: rest for name, *rest in db.rows(
         "SELECT rolname, rolcanlogin, rolreplication, rolsuper, rolbypassrls, rolpassword FROM pg_authid"
