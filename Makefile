@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BENCH ?= latency throughput relay fanout connections writers
 ARGS ?=
 
-.PHONY: help setup up demo test lint format bench lock clean
+.PHONY: help setup up demo test lint format bench synth lock clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
@@ -20,6 +20,7 @@ help:
 	@echo "make test    all tests              (ARGS='tests/unit -k name')"
 	@echo "make lint    ruff, mypy, import boundaries"
 	@echo "make bench   every benchmark        (BENCH='latency writers')"
+	@echo "make synth   the AWS templates of an environment (ENV=prod), checked; needs Node, no account"
 	@echo "make format  let ruff format and mend"
 	@echo "make lock    resolve the dependencies anew"
 	@echo "make clean   remove what was built (not the data in .cloudsync)"
@@ -41,8 +42,8 @@ $(VENV)/.runtime: requirements/build.lock requirements/runtime.lock pyproject.to
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --requirement requirements/dev.lock
+$(VENV)/.dev: requirements/dev.lock requirements/deploy.lock $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --requirement requirements/dev.lock --requirement requirements/deploy.lock
 	@touch $@
 
 setup: $(VENV)/.dev
@@ -69,11 +70,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy app.py stacks
 	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# Deploying
+
+synth: $(VENV)/.dev
+	@[ -n "$(ENV)" ] || { echo "make: say which environment: make synth ENV=prod" >&2; exit 1; }
+	@JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python app.py $(ENV)
+	@echo "Templates are in cdk.out; deploy them with: npx aws-cdk@2.1148.1 deploy -c env=$(ENV) 'CloudSync-$(ENV)/*'"
 
 # Upkeep
 
@@ -83,8 +92,9 @@ lock: $(VENV)/.dev
 	$(COMPILE) requirements/build.in --output-file requirements/build.lock
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements/dev.lock
+	$(COMPILE) --extra deploy --constraint requirements/dev.lock pyproject.toml --output-file requirements/deploy.lock
 
 clean:
-	rm -rf $(VENV) build dist bench-results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist bench-results cdk.out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 	rm -rf runtime/*.egg-info

@@ -42,10 +42,13 @@ def test_the_boundaries_hold() -> None:
         ("client/__init__.py", "import cloudsync.capture"),
         ("gateway/__init__.py", "import cloudsync.dev"),
         ("settings.py", "import aws_cdk"),
+        ("../../stacks/__init__.py", "import cloudsync.relay"),
+        ("../../stacks/__init__.py", "import boto3"),
     ],
 )
 def test_a_breach_is_seen(tmp_path: Path, module: str, line: str) -> None:
-    shutil.copytree(_ROOT / "runtime", tmp_path / "runtime", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("runtime", "stacks"):
+        shutil.copytree(_ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(_ROOT / "pyproject.toml", tmp_path)
     file = tmp_path / "runtime" / "cloudsync" / module
     file.write_text(file.read_text() + f"\n{line}\n")

@@ -58,7 +58,7 @@ def test_the_wheel_works_where_there_is_no_checkout(wheel: zipfile.ZipFile, tmp_
     assert int(count) == len(list((_ROOT / "sql" / "migrations").glob("*.sql")))
 
 
-@pytest.mark.parametrize("name", ["build", "runtime", "dev"])
+@pytest.mark.parametrize("name", ["build", "runtime", "dev", "deploy"])
 def test_the_locks_pin_everything_and_name_no_index(name: str) -> None:
     lines = (_ROOT / "requirements" / f"{name}.lock").read_text().splitlines()
     assert lines
@@ -78,7 +78,19 @@ def test_the_locks_hold_what_the_project_asks_for() -> None:
 
     assert {name_of(each) for each in project["dependencies"]} <= locked("runtime.lock")
     assert {name_of(each) for each in project["optional-dependencies"]["dev"]} <= locked("dev.lock")
+    assert {name_of(each) for each in project["optional-dependencies"]["deploy"]} <= locked("deploy.lock")
     assert locked("runtime.lock") <= locked("dev.lock")
+
+
+def test_the_locks_agree() -> None:
+    def versions(name: str) -> dict[str, str]:
+        lines = (_ROOT / "requirements" / name).read_text().splitlines()
+        return {line.split("==")[0]: line for line in lines}
+
+    dev, deploy = versions("dev.lock"), versions("deploy.lock")
+    assert {name: deploy[name] for name in dev.keys() & deploy} == {
+        name: dev[name] for name in dev.keys() & deploy
+    }
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -1,0 +1,65 @@
+"""Data: PostgreSQL, the two Redis roles, and the keys that seal what rests in them."""
+
+from __future__ import annotations
+
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_elasticache as elasticache
+from aws_cdk import aws_kms as kms
+from constructs import Construct
+
+from stacks.constructs.database import Database
+from stacks.constructs.redis import Redis
+from stacks.network import NetworkStack
+from stacks.settings import EnvironmentSettings
+from stacks.stack import EnvironmentStack, removal_policy
+
+
+class DataStack(EnvironmentStack):
+    """What must survive everything else."""
+
+    def __init__(self, scope: Construct, *, settings: EnvironmentSettings, network: NetworkStack) -> None:
+        super().__init__(
+            scope, "Data", settings=settings, description="PostgreSQL, Redis, keys", stateful=True
+        )
+        self.database = Database(
+            self,
+            "Database",
+            settings=settings.database,
+            network=settings.network,
+            vpc=network.vpc,
+            protected=settings.protected,
+        )
+        self.sealing_key = self._key("SealingKey", "Wraps the keys that seal events in Redis.")
+        self.redis_key = self._key("RedisKey", "Encrypts Redis at rest, and its passwords.")
+        subnets = elasticache.CfnSubnetGroup(
+            self,
+            "RedisSubnets",
+            description="Isolated subnets",
+            subnet_ids=network.vpc.select_subnets(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED).subnet_ids,
+        )
+        self.broker, self.events = (
+            Redis(
+                self,
+                name,
+                settings=each,
+                engine=settings.cache_engine,
+                vpc=network.vpc,
+                subnets=subnets,
+                key=self.redis_key,
+                description=name.lower(),
+                shards=shards,
+            )
+            for name, each, shards in (
+                ("Broker", settings.broker, 0),
+                ("Events", settings.events, settings.events.shards),
+            )
+        )
+
+    def _key(self, construct_id: str, description: str) -> kms.Key:
+        return kms.Key(
+            self,
+            construct_id,
+            description=description,
+            enable_key_rotation=True,
+            removal_policy=removal_policy(self.settings),
+        )
