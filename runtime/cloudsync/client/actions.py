@@ -17,7 +17,7 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class Completed(msgspec.Struct, frozen=True):
-    """A snapshot is in place; `events` are its differences from what was held before."""
+    """A view is current: what was missed has come, or a snapshot, of which `events` are the differences."""
 
     subscription: Subscription
     events: list[ChangeEvent]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
@@ -41,7 +41,7 @@ from cloudsync.client.session import Session
 from cloudsync.client.store import Store
 from cloudsync.client.subscription import Subscription
 from cloudsync.client.view import View
-from cloudsync.errors import CloudSyncError, TokenRefused
+from cloudsync.errors import ClientRefused, CloudSyncError, TokenRefused
 from cloudsync.protocol.messages import Mode, Where
 
 State = Literal["connecting", "live", "offline", "replaying"]
@@ -84,6 +84,7 @@ class Client:
         self._stalls: dict[Subscription, int] = {}
         self._state: State = "connecting"
         self._state_callbacks: list[Callable[[State], object]] = []
+        self._state_queues: set[asyncio.Queue[State | None]] = set()
         self._error: Exception | None = None
         self._complaint: CloudSyncError | None = None
         self._last_reason = ""
@@ -164,6 +165,18 @@ class Client:
     def on_state(self, callback: Callable[[State], object]) -> None:
         """Call `callback` with every new state."""
         self._state_callbacks.append(callback)
+
+    async def states(self) -> AsyncIterator[State]:
+        """The present state, then every new one until the client stops."""
+        changes: asyncio.Queue[State | None] = asyncio.Queue()
+        self._state_queues.add(changes)
+        try:
+            state: State | None = self._state
+            while state is not None:
+                yield state
+                state = None if self._error is not None and changes.empty() else await changes.get()
+        finally:
+            self._state_queues.discard(changes)
 
     def on_frame(self, callback: Callable[[Frame], object]) -> None:
         """Call `callback` with every frame of the server, before it is taken in: for audits."""
@@ -311,6 +324,8 @@ class Client:
                 verdict = error if isinstance(error, TokenRefused) else TokenRefused()
         if isinstance(verdict, Lost):
             return verdict
+        if isinstance(verdict, ClientRefused) and self._store is not None:
+            verdict.hint = f"It is kept in {self._store.path}; with another file a new one is registered."
         self._stop(verdict)
         return None
 
@@ -444,6 +459,8 @@ class Client:
                 self._first.set_exception(error)
             self._stopped.set_result(None)
         self._set_state("offline")
+        for changes in self._state_queues:
+            changes.put_nowait(None)
 
     def _settle_state(self) -> None:
         if self._state == "replaying" and self._session.caught_up:
@@ -453,6 +470,8 @@ class Client:
         if state == self._state:
             return
         self._state = state
+        for changes in self._state_queues:
+            changes.put_nowait(state)
         for callback in self._state_callbacks:
             try:
                 callback(state)
@@ -464,6 +483,9 @@ def connect(url: str, *, token: str | TokenCallback, client_id: str | None = Non
     """A client of the API at `url`, to be entered with `async with`; `options` are those of Client.
 
     `token`: a JWT, or a function (sync or async) that makes one whenever one is needed. Without a `client_id`
-    one is registered. Entering raises Unreachable, TokenRefused, ClientRefused, or what else the API refuses.
+    one is registered. With `store`, the path of a file, client id, views and unconfirmed changes outlive the
+    process: the next one begins with them, also while the platform cannot be reached, and asks only for what
+    it missed. One process at a time may have the file open. Entering raises StoreInUse, StoreRefused,
+    Unreachable, TokenRefused, ClientRefused, or what else the API refuses.
     """
     return Client(url, token=token, client_id=client_id, **options)

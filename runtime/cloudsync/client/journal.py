@@ -112,7 +112,7 @@ class Journal:
             subscription.mode,
             subscription.replica.number or None,
             subscription.complete,
-            subscription.complete and subscription.state in ("live", "held"),
+            subscription.covered,
             subscription.used_at,
         )
 

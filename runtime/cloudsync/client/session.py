@@ -116,7 +116,7 @@ class Session:
         self._ack_due_s = None
         for subscription in self.subscriptions.values():
             subscription.staging = None
-            subscription.state = "held" if subscription.state in ("live", "held") else "new"
+            subscription.state = "held" if subscription.covered else "new"
         self.save()
 
     @property
@@ -189,9 +189,7 @@ class Session:
                 return []
             return self._data(frame, wall_us)
         if isinstance(frame, Heartbeat):
-            self.cursor = frame.cursor or self.cursor
-            self.save()
-            return [Beat(frame)]
+            return [Beat(frame), *self._beat(frame)]
         if isinstance(frame, Welcome):
             return self._welcome(frame)
         if isinstance(frame, Draining):
@@ -221,25 +219,41 @@ class Session:
             self.cursor = frame.cursor or self.cursor
         for subscription in list(self.subscriptions.values()):
             if kept and subscription.state == "held":
-                subscription.state = "live"
+                subscription.state = "returning"
                 subscription.replica.ask_again()
-                self._refetch(subscription)
             else:
                 self._ask(subscription)
         return [Welcomed(frame)]
+
+    def _beat(self, frame: Heartbeat) -> list[Action]:
+        if frame.cursor is None or frame.cursor == self.cursor:
+            return []
+        # The cursor moves only once everything up to it has been sent: nobody is on the way back any more.
+        self.cursor = frame.cursor
+        actions = [self._returned(s) for s in self.subscriptions.values() if s.state == "returning"]
+        self.save()
+        return actions
+
+    def _returned(self, subscription: Subscription) -> Action:
+        subscription.state = "live"
+        self._refetch(subscription)
+        return Completed(subscription, [])
 
     def _data(self, frame: SyncBatch | Data, wall_us: int) -> list[Action]:
         actions: list[Action] = []
         for id_ in frame.sub:
             subscription = self.subscriptions.get(id_)
-            if subscription is None or subscription.state not in ("snapshot", "live"):
+            if subscription is None or subscription.state not in ("snapshot", "returning", "live"):
                 continue
             events = frame.events if isinstance(frame, SyncBatch) else (frame,)
             changed = subscription.apply(events, sent_us=frame.sent, received_us=wall_us)
             if changed is not None:
                 actions.append(Changed(subscription, changed))
-            if isinstance(frame, SyncBatch) and frame.last and subscription.state == "snapshot":
-                actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
+            if isinstance(frame, SyncBatch) and frame.last:
+                if subscription.state == "snapshot":
+                    actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
+                elif subscription.state == "returning":
+                    actions.append(self._returned(subscription))
             self._refetch(subscription)
         return actions
 
@@ -285,7 +299,7 @@ class Session:
         )
 
     def _refetch(self, subscription: Subscription) -> None:
-        if subscription.state == "live":  # a snapshot that is still arriving brings the row by itself
+        if subscription.state == "live":  # before, what is still arriving brings the row by itself
             for key in subscription.replica.refetches():
                 self._send(Refetch(subscription.id, key))
 

@@ -47,7 +47,7 @@ class Subscription:
     """One subscription and the rows it has brought; `observed` while somebody wants its events.
 
     States: `new` (to be asked for), `asked`, `snapshot` (it is arriving), `live`, `held` (the connection was
-    lost while live), `ended`.
+    lost while live), `returning` (what was missed is arriving), `ended`.
     """
 
     __slots__ = (
@@ -79,13 +79,18 @@ class Subscription:
         self.count: int | None = None
         self.replica = Replica()
         self.staging: Replica | None = None
-        self.state: Literal["new", "asked", "snapshot", "live", "held", "ended"] = "new"
+        self.state: Literal["new", "asked", "snapshot", "live", "held", "returning", "ended"] = "new"
         self.complete = False
         self.observed = False
         self.claimed = True
         """Whether the application has asked for it; one from a store waits for that."""
         self.used_at = 0
         """When the application last asked for it, seconds since 1970."""
+
+    @property
+    def covered(self) -> bool:
+        """Whether the rows hold everything up to the client's cursor, so that it may come back with it."""
+        return self.complete and self.state in ("live", "held", "returning")
 
     def begin_snapshot(self, schema: TableSchema) -> None:
         """A snapshot follows: beside the rows held, if there are any, so that readers see no hole."""

@@ -58,6 +58,7 @@ class FakePlatform:
         self.refused_tokens: set[str] = set()
         self.resumed: str | None = "resync"
         self.rows: dict[int, int] = {1: 1}
+        self.missed: list[dict[str, Any]] = []
         self.refuse_endpoint = 0
         self.welcoming: Callable[[Line], Awaitable[None]] | None = None
         self.url = ""
@@ -90,10 +91,13 @@ class FakePlatform:
         if self.welcoming is not None:
             await self.welcoming(line)
         resumed = self.resumed if hello.get("cursor") else None
+        held = [subscription["id"] for subscription in hello.get("subscriptions", [])]
         await line.send(
             type="welcome", session="x", resumed=resumed, cursor=f"k{len(self.lines)}", heartbeat_s=20,
             limits={}, server_time="",
         )  # fmt: skip
+        if resumed in ("replay", "differential") and held:
+            await line.deliver(type="sync.batch", sub=held, events=self.missed, last=True)
         async for text in socket:
             frame = json.loads(text)
             line.said.append(frame)
@@ -201,13 +205,18 @@ async def test_a_replay_keeps_the_view_and_subscribes_nothing_anew(
     fake.resumed = "replay"
     async with connected(fake) as client:
         view = await client.subscribe("t")
+        states: list[str] = []
+        client.on_state(states.append)
+        fake.missed = [{"type": "data.create", "key": {"id": 4}, "version": 1, "row": {"id": 4}}]
         await fake.line.socket.close(4000)
         await eventually_async(lambda: len(fake.lines) == 2 and client.state == "live")
+        assert states == ["offline", "replaying", "live"]
+        assert set(view.rows) == {(1,), (4,)}
         event = {"type": "data.create", "sub": ["s1"], "key": {"id": 5}, "version": 1, "row": {"id": 5}}
         await fake.line.deliver(**event)
-        await view.wait_for(lambda rows: set(rows) == {(1,), (5,)}, timeout_s=10)
+        await view.wait_for(lambda rows: set(rows) == {(1,), (4,), (5,)}, timeout_s=10)
         assert [frame for frame in fake.line.said if frame["type"] == "subscribe"] == []
-        await eventually_async(lambda: {"type": "ack", "n": 1} in fake.line.said)
+        await eventually_async(lambda: {"type": "ack", "n": 2} in fake.line.said)
 
 
 async def test_an_expired_token_is_replaced_by_the_callback(

@@ -72,11 +72,13 @@ class Server:
         if manner == "replay" and held:
             for event in self.history[cursor:]:
                 self._deliver(held, event)
+            self._batch(held, [], last=True)
         if manner == "differential" and held:
             touched = {event["key"]["id"] for event in self.history[cursor:]}
             events = [self.state(key) for key in sorted(touched)]
-            for number, event in enumerate(events):
-                self._batch(held, [event], last=number == len(events) - 1)
+            for event in events:
+                self._batch(held, [event])
+            self._batch(held, [], last=True)
         if manner in ("replay", "differential"):
             self.live |= set(held)
 
@@ -300,8 +302,7 @@ def test_a_view_of_the_store_is_there_before_any_connection() -> None:
         server.change(1, 5)
         client.connect("resync")
         client.take(100)
-        server.beat()
-        client.take(100)
+        client.wait()
         client.crash()
         assert shown(client.view) == {0: 1, 1: 5}
         assert client.view.schema

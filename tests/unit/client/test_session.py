@@ -337,13 +337,41 @@ def test_a_replay_goes_on_where_it_was(peer: Peer, resumed: str) -> None:
     peer.session.lost()
     hello = peer.connect(resumed=resumed)
     assert [held["id"] for held in hello["subscriptions"]] == ["s1"], "only what the cursor covers"
-    assert peer.said() == [
-        {"type": "refetch", "sub": "s1", "key": {"id": 1}},
-        {"type": "subscribe", "id": "s2", "table": "u"},
-    ]
-    assert (subscription.state, unfinished.state) == ("live", "asked")
+    assert peer.said() == [{"type": "subscribe", "id": "s2", "table": "u"}]
+    assert (subscription.state, unfinished.state) == ("returning", "asked")
+    peer.deliver("s1", create(2, 1, a=2))
+    assert rows(subscription) == {1: 1, 2: 2}, "what was missed shows as it comes"
+    assert peer.said() == []
+    (completed,) = peer.deliver("s1", last=True)
+    assert isinstance(completed, Completed)
+    assert subscription.state == "live"
+    assert peer.said() == [{"type": "refetch", "sub": "s1", "key": {"id": 1}}], "what no replay brought"
     peer.deliver("s1", create(1, 3, a=3))
-    assert rows(subscription) == {1: 3}
+    assert rows(subscription) == {1: 3, 2: 2}
+
+
+def test_a_cursor_that_moves_says_that_what_was_missed_has_come(peer: Peer) -> None:
+    subscription = peer.live(create(1, 1))
+    peer.session.lost()
+    peer.connect(resumed="replay", cursor="k5")
+    assert peer.session.cursor == "k1", "what was missed may yet be cut off"
+    beat = {"type": "heartbeat", "lag_ms": 1, "token_expires_in": 9}
+    (same,) = peer.send(**beat, cursor="k1")
+    assert isinstance(same, Beat)
+    assert not peer.session.caught_up
+    _, completed = peer.send(**beat, cursor="k6")
+    assert isinstance(completed, Completed)
+    assert (subscription.state, peer.session.cursor) == ("live", "k6")
+
+
+def test_a_way_back_that_is_cut_off_begins_again_from_the_same_cursor(peer: Peer) -> None:
+    subscription = peer.live(create(1, 1))
+    for _ in range(2):
+        peer.session.lost()
+        hello = peer.connect(resumed="differential", cursor="k5")
+        assert (hello["cursor"], len(hello["subscriptions"])) == ("k1", 1)
+        peer.deliver("s1", create(2, 7))
+    assert set(rows(subscription)) == {1, 2}
 
 
 def test_a_first_snapshot_that_is_cut_off_starts_over_without_events(peer: Peer) -> None:
