@@ -41,7 +41,15 @@ def _make(settings: Settings) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=False,
         broker_connection_retry_on_startup=True,
-        broker_transport_options={"socket_keepalive": True, "visibility_timeout": 3600},
+        broker_connection_max_retries=None,
+        worker_consumer="cloudsync.routing.reconnection:Consumer",
+        beat_scheduler="cloudsync.routing.reconnection:Scheduler",
+        broker_transport_options={
+            "socket_keepalive": True,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "visibility_timeout": 3600,
+        },
         include=["cloudsync.routing.tasks", "cloudsync.routing.vitals"],
         cloudsync_queue=GENERAL,
         beat_schedule={

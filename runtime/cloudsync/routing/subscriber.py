@@ -13,6 +13,7 @@ from typing import Any, Final
 import redis
 from celery import bootsteps
 from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from cloudsync import logs
@@ -51,6 +52,7 @@ class Subscriber(threading.Thread):
         super().__init__(name="db_changes", daemon=True)
         self._url = url
         self._halt = threading.Event()
+        self._lost = False
         self._due: dict[tuple[Keys, int], float] = {}
         self._looked: dict[tuple[Keys, int], float] = {}
 
@@ -61,14 +63,19 @@ class Subscriber(threading.Thread):
         while not self._halt.is_set():
             try:
                 self._listen()
-            except (RedisError, OSError) as error:
-                _log.warning("not subscribed, trying again", reason=type(error).__name__)
+            except (RedisError, OSError, OperationalError) as error:  # the last is the broker's
+                if not self._lost:
+                    _log.warning("not subscribed, trying again", reason=type(error).__name__)
+                self._lost = True
                 self._halt.wait(_RETRY_S)
 
     def _listen(self) -> None:
         client = connect(self._url)
         with client.pubsub(ignore_subscribe_messages=True) as pubsub:  # type: ignore[no-untyped-call]
             pubsub.psubscribe(CHANGES_PATTERN)
+            if self._lost:
+                self._lost = False
+                _log.info("subscribed again")
             while not self._halt.is_set():
                 wait_s = max(0.0, min(self._due.values()) - time.monotonic()) if self._due else 0.5
                 message: Any = pubsub.get_message(timeout=min(wait_s, 0.5))

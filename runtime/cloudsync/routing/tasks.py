@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import psycopg
 import redis
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.feeds.backlog import read_backlog
@@ -46,17 +48,27 @@ def route(database_id: str, epoch: str) -> None:
     keys = Keys(database_id, epoch)
     router = Router(_redis(), keys, _keyring(), current())
     began = time.monotonic()
-    events = router.linger(lambda: bool(stopping.value))
-    _log.debug("slice over", events=events, seconds=round(time.monotonic() - began, 3))
-    # What arrived between the last read and the release found every shard still leased.
-    if router.behind():
-        start_router(_redis(), keys)
+    try:
+        events = router.linger(lambda: bool(stopping.value))
+        _log.debug("slice over", events=events, seconds=round(time.monotonic() - began, 3))
+        # What arrived between the last read and the release found every shard still leased.
+        if router.behind():
+            start_router(_redis(), keys)
+    except (RedisError, OperationalError) as error:
+        # What was read and not marked as routed is routed again: the subscriber and the sweep see to it.
+        _log.warning("Redis cannot be used", reason=type(error).__name__, detail=str(error)[:200])
 
 
 @application.task(name="cloudsync.sweep")
 def sweep() -> None:
     """Start routing where a feed is ahead of `done` and nobody is at it; reap dead gateways."""
-    client = _redis()
+    try:
+        _sweep(_redis())
+    except (RedisError, OperationalError) as error:
+        _log.warning("Redis cannot be swept", reason=type(error).__name__, detail=str(error)[:200])
+
+
+def _sweep(client: redis.Redis) -> None:
     members: Any = client.smembers(DATABASES)
     for member in members:
         database_id = member.decode()

@@ -1,0 +1,61 @@
+"""Celery through an outage of its broker: workers and beat come back within a second, and say little.
+
+By themselves a worker waits up to half a minute between attempts and gives up after a hundred, and beat
+prints two stack traces for every task that it could not send.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery.beat import PersistentScheduler
+from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.state import maybe_shutdown
+
+from cloudsync import logs
+
+_RETRY_S: Final = 0.5
+_TELL_EVERY: Final = 60
+
+_log = logs.get("routing")
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]  # celery is untyped
+    """The worker's connection to its broker: tried twice a second, for ever."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """A connection that works; returns only with one."""
+        attempts = 0
+
+        def failed(error: Exception, _interval_s: float) -> None:
+            nonlocal attempts
+            if attempts % _TELL_EVERY == 0:
+                _log.warning("the broker cannot be reached, trying again", reason=type(error).__name__)
+            attempts += 1
+
+        conn.ensure_connection(
+            failed, None, interval_start=_RETRY_S, interval_step=0, interval_max=_RETRY_S,
+            callback=maybe_shutdown,
+        )  # fmt: skip
+        self.first_connection_attempt = False
+        self.broker_connection_retry_attempt = 0
+        return conn
+
+
+class Scheduler(PersistentScheduler):  # type: ignore[misc]  # celery is untyped
+    """Beat's schedule: a task that cannot be sent is sent the next time."""
+
+    _failed = 0
+
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send one task that is due."""
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as error:  # noqa: BLE001 - whatever it is, beat goes on
+            if self._failed % _TELL_EVERY == 0:
+                _log.warning("a task cannot be sent", task=entry.task, detail=str(error)[:200])
+            self._failed += 1
+        else:
+            if self._failed:
+                _log.info("tasks can be sent again", failed=self._failed)
+            self._failed = 0
