@@ -92,6 +92,14 @@ class Settings(BaseSettings):
     backlog_bytes: int = Field(
         default=8 * 1024 * 1024, ge=0, description="Waiting behind a full window; then 4002."
     )
+    latest_after_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="Events that wait longer behind a full window become the newest state per row.",
+    )
+    batch_interval_s: float = Field(
+        default=0.5, gt=0, description="How long events gather for subscriptions in `batch` mode."
+    )
     inbound_frame_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
     batch_bytes: int = Field(default=100 * 1000, ge=1024)
     subscriptions_per_connection: int = Field(default=100, ge=1)

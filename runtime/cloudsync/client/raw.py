@@ -22,6 +22,7 @@ from cloudsync.protocol.messages import (
     Error,
     HeldSubscription,
     Hello,
+    Mode,
     Subscribe,
     Welcome,
     Where,
@@ -103,8 +104,9 @@ class RawConnection:
         where: Where | None = None,
         columns: list[str] | None = None,
         snapshot: bool = True,
+        mode: Mode = "every",
     ) -> None:
-        await self.send(Subscribe(id_, table, where, columns, snapshot))
+        await self.send(Subscribe(id_, table, where, columns, snapshot, mode))
 
     async def ack(self, n: int) -> None:
         await self.send(Ack(n))

@@ -1,18 +1,25 @@
-"""One client's connection: what goes out, in order, within its window; a slow one costs others nothing."""
+"""One client's connection: what goes out, in order, within its window; a slow one costs others nothing.
+
+What the window does not admit waits in order, for seconds at most: a burst does not make a client slow. Live
+events that wait longer, or are too many, become the newest state per row, and their subscription is in
+`latest` mode until its client has caught up. Whoever sends much (a snapshot) waits for `room` in between.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cloudsync.gateway.news import News, RowState
+from cloudsync.gateway.pending import GatheredEvents, LatestRows
+from cloudsync.gateway.transport import Send, Transport
 from cloudsync.metrics.definitions import CLIENT_ERRORS, CLOSED
 from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
-from cloudsync.protocol.frames import Body
-from cloudsync.protocol.messages import Error, ServerFrame, encode
+from cloudsync.protocol.frames import Body, batches
+from cloudsync.protocol.messages import Error, ServerFrame, SubscriptionChanged, encode
 from cloudsync.protocol.window import Window
 from cloudsync.settings import Settings
 from cloudsync.tokens import Principal
@@ -20,46 +27,36 @@ from cloudsync.tokens import Principal
 if TYPE_CHECKING:
     from cloudsync.gateway.hub import Subscription
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-
-
 _STALL_S: Final = 5.0
 
 
-class _Rest(Awaitable[None]):
-    """The rest of a coroutine that was started by hand and had to wait."""
+class _Live(NamedTuple):
+    """Live events that wait in order; a subscription that becomes slow takes them back as rows."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None], waiting_for: Any) -> None:
-        self._coroutine = coroutine
-        self._waiting_for = waiting_for
+    subscription: Subscription
+    body: Body
+    rows: list[RowState]
 
-    def __await__(self) -> Generator[Any, Any, None]:
-        waiting_for = self._waiting_for
-        while True:
-            try:
-                yield waiting_for
-            except BaseException as error:  # noqa: BLE001 - a cancellation belongs to the coroutine
-                step: Callable[[], Any] = lambda e=error: self._coroutine.throw(e)  # type: ignore[misc]  # noqa: E731
-            else:
-                step = lambda: self._coroutine.send(None)  # noqa: E731
-            try:
-                waiting_for = step()
-            except StopIteration:
-                return
+
+_Item = str | tuple[str, Body] | _Live | None
+"""A control frame, a delivery of a snapshot, live events, or what a slow subscription has taken back."""
 
 
 class Connection:
-    """Outgoing side and state of one WebSocket. All methods run in the event loop; none of them waits."""
+    """Outgoing side and state of one WebSocket. All methods run in the event loop; only `room` waits."""
 
     __slots__ = (
         "__weakref__",
-        "_backlog",
-        "_backlog_bytes",
-        "_flushing",
+        "_dequeued",
+        "_latest_turn",
+        "_ordered",
+        "_pressed",
+        "_queued",
         "_room",
-        "_send",
         "_settings",
+        "_transport",
+        "_waiting",
+        "_waiting_bytes",
         "client_id",
         "close_code",
         "cursor_sent",
@@ -71,11 +68,18 @@ class Connection:
     )
 
     def __init__(self, send: Send, settings: Settings) -> None:
-        self._send = send
+        self._transport = Transport(send, self.gone)
         self._settings = settings
-        self._backlog: deque[tuple[str, Body] | str] | None = None
-        self._backlog_bytes = 0
-        self._flushing: asyncio.Task[None] | None = None
+        self._ordered: deque[_Item] | None = None
+        self._queued = 0
+        """How many items have ever been put into `_ordered`, and taken from it: a place in it by number."""
+        self._dequeued = 0
+        self._waiting: dict[Subscription, None] | None = None
+        """Subscriptions with rows that wait for the window, in the order of their turns."""
+        self._pressed: set[Subscription] | None = None
+        """Those that are in `latest` mode although they did not ask for it."""
+        self._waiting_bytes = 0
+        self._latest_turn = False
         self._room: asyncio.Future[None] | None = None
         self.window = Window(limit_frames=settings.window_frames, limit_bytes=settings.window_bytes)
         self.principal: Principal | None = None
@@ -94,21 +98,72 @@ class Connection:
     @property
     def behind(self) -> bool:
         """Whether frames wait because the client has not kept up."""
-        return bool(self._backlog)
+        return bool(self._ordered or self._waiting)
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything pushed so far has been sent, and no subscription is being built."""
-        return not self._backlog and all(s.held is None for s in self.subscriptions.values())
+        """Whether everything so far has been sent, and no subscription is being built."""
+        return (
+            not self._ordered
+            and not self._waiting
+            and not self._transport.full
+            and all(s.held is None and not s.pending for s in self.subscriptions.values())
+        )
 
     def push(self, sub: str, body: Body) -> None:
-        """Send a delivery, or queue it behind a full window; a full queue closes the connection as slow."""
+        """Send a delivery in order, or queue it behind a full window.
+
+        For whoever waits for `room` in between: a full queue closes the connection as slow.
+        """
         if self.close_code is not None:
             return
-        if not self._backlog and self._flushing is None and self.window.admits(body.size_bytes):
+        if self._ordered is None and self.window.admits(body.size_bytes):
             self._deliver(sub, body)
+        else:
+            self._queue((sub, body), body.size_bytes)
+
+    def offer(self, subscription: Subscription, news: News) -> None:
+        """Tell a live subscription, as its mode and the window have it."""
+        if self.close_code is not None:
             return
-        self._queue((sub, body), body.size_bytes)
+        pending = subscription.pending
+        if pending is None:
+            bodies = news.bodies
+            if self._ordered is None and self.window.admits(news.size_bytes, len(bodies)):
+                sub = subscription.sub
+                for body in bodies:
+                    self._deliver(sub, body)
+                return
+            if not self._keeps_up(subscription, time.monotonic(), news.size_bytes):
+                self._press(subscription)
+            else:
+                self._queue_live(subscription, news.rows, bodies)
+                return
+        elif isinstance(pending, GatheredEvents):
+            self._gather(subscription, pending, news.rows)
+            return
+        self.keep(subscription, news.rows)
+
+    def keep(self, subscription: Subscription, rows: list[RowState]) -> None:
+        """Let rows wait for the window as newest states, and send what it admits."""
+        if self.close_code is not None:
+            return
+        pending = subscription.pending
+        assert isinstance(pending, LatestRows)  # noqa: S101 - callers have seen to it
+        self._grow(sum(map(pending.add, rows)))
+        if subscription.held is None:
+            self.release(subscription)
+
+    def release(self, subscription: Subscription) -> None:
+        """Rows that wait for a live subscription may go, behind what is queued now."""
+        if not subscription.pending or self.close_code is not None:
+            return
+        if self._waiting is None:
+            self._waiting = {}
+        if subscription not in self._waiting:
+            self._waiting[subscription] = None
+            subscription.behind = self._queued
+        self._drain()
 
     def control(self, frame: ServerFrame) -> None:
         """Send a frame without a delivery number, in its place among the deliveries."""
@@ -117,42 +172,69 @@ class Connection:
         if isinstance(frame, Error):
             recorder.counter(CLIENT_ERRORS, code=frame.code).add()
         text = encode(frame).decode()
-        if not self._backlog and self._flushing is None:
-            self._write({"type": "websocket.send", "text": text})
-        else:
+        if self._ordered is not None:
             self._queue(text, len(text))
+            return
+        self._transport.write(text)
+        if self._transport.queued_text_bytes > self._settings.backlog_bytes:
+            self._too_much()
 
     def ack(self, n: int) -> None:
         """The client has applied everything up to n. Raises BadAck."""
-        self.window.ack(n)
-        self._drain()
+        self.window.ack(n, time.monotonic())
+        if self._ordered is not None or self._waiting or self._pressed:
+            self._drain()
+            self._relax()
 
-    def close(self, code: Close, error: Error | None = None) -> None:
-        """Close with a registered code, after an error frame if given; what is queued is dropped."""
+    def acknowledges(self, now_s: float) -> bool:
+        """Send the oldest delivery again, once, if no acknowledgement comes; then close: False."""
+        if self._ordered is not None:
+            for subscription in list(self.subscriptions.values()):
+                if not self._keeps_up(subscription, now_s):
+                    self._press(subscription)
+        since_s = self.window.waiting_since_s
+        if since_s is None or now_s - since_s <= self._settings.ack_timeout_s:
+            return True
+        if self.window.resent:
+            self.close(Close.NO_ACK)
+            return False
+        again = self.window.send_again(now_s)
+        if again is not None and not self._transport.full:  # else it is waiting for the socket still
+            self._transport.write(again)
+        return True
+
+    def close(self, code: Close, error: Error | None = None, *, flush: bool = False) -> None:
+        """Close with a registered code, after an error frame if given.
+
+        What waits for the window is dropped; what waits for the socket, too, unless `flush`.
+        """
         if self.close_code is not None:
             return
         self.close_code = code
         recorder.counter(CLOSED, code=str(int(code))).add()
-        self._backlog = None
-        self._backlog_bytes = 0
-        self._wake_room()
-        if self._flushing is not None:
-            # The transport is full: wait for it elsewhere, then close.
-            self._flushing.cancel()
-            self._flushing = None
         if error is not None:
             recorder.counter(CLIENT_ERRORS, code=error.code).add()
-            self._write({"type": "websocket.send", "text": encode(error).decode()})
-        self._write({"type": "websocket.close", "code": int(code), "reason": CLOSE_MEANINGS[code]})
+        self._drop()
+        text = encode(error).decode() if error is not None else None
+        self._transport.close(int(code), CLOSE_MEANINGS[code], text, flush=flush)
 
     def gone(self) -> None:
         """The client went away: let nobody wait for it."""
         if self.close_code is None:
             self.close_code = Close.DRAINING
-        self._backlog = None
-        self._wake_room()
-        if self._flushing is not None:
-            self._flushing.cancel()
+        self._drop()
+        self._transport.stop()
+
+    def forget(self, subscription: Subscription) -> None:
+        """The subscription ended or starts over: what waits for it is dropped."""
+        self._take_back(subscription)
+        if subscription.pending is not None:
+            self._waiting_bytes -= subscription.pending.size_bytes
+        if self._waiting is not None:
+            self._waiting.pop(subscription, None)
+        if self._pressed is not None:
+            self._pressed.discard(subscription)
+        subscription.start_over()
 
     async def room(self) -> bool:
         """Wait until half of what may be queued is free: how a snapshot keeps to the client's pace.
@@ -161,7 +243,7 @@ class Connection:
         and its transaction, so a client that takes nothing for too long is closed as slow.
         """
         deadline_s = time.monotonic() + _STALL_S
-        while self.close_code is None and self._backlog_bytes > self._settings.backlog_bytes // 2:
+        while self.close_code is None and self._waiting_bytes > self._settings.backlog_bytes // 2:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._room], timeout=max(0.0, deadline_s - time.monotonic()))
@@ -169,66 +251,184 @@ class Connection:
                 self.close(Close.SLOW, Error("limit_reached", "The snapshot was not taken in time."))
         return self.close_code is None
 
-    def _queue(self, item: tuple[str, Body] | str, size_bytes: int) -> None:
-        if self._backlog is None:
-            self._backlog = deque()
-        self._backlog.append(item)
-        self._backlog_bytes += size_bytes
-        if self._backlog_bytes > self._settings.backlog_bytes:
-            self.close(
-                Close.SLOW,
-                Error("limit_reached", "More is waiting for this connection than may be kept for it."),
-            )
+    # Modes
+
+    def _keeps_up(self, subscription: Subscription, now_s: float, more_bytes: int = 0) -> bool:
+        """Whether what waits for the subscription may go on waiting in order."""
+        if self._waiting_bytes + more_bytes > self._settings.backlog_bytes * 3 // 4:
+            return not subscription.queued and not more_bytes
+        return not subscription.queued or now_s - subscription.queued_since_s <= self._settings.latest_after_s
+
+    def _press(self, subscription: Subscription) -> None:
+        """The client is slow: from now on it gets the newest state per row, and is told so."""
+        rows = self._take_back(subscription)
+        if isinstance(subscription.pending, GatheredEvents):
+            self._waiting_bytes -= subscription.pending.size_bytes
+            rows += subscription.pending.take()
+        subscription.pending = LatestRows()
+        if self._pressed is None:
+            self._pressed = set()
+        self._pressed.add(subscription)
+        self.control(SubscriptionChanged(subscription.id, mode="latest"))
+        self.keep(subscription, rows)
+
+    def _take_back(self, subscription: Subscription) -> list[RowState]:
+        """What waits in order for the subscription; its places stay, so that others' keep their numbers."""
+        rows: list[RowState] = []
+        if subscription.queued and self._ordered is not None:
+            for number, item in enumerate(self._ordered):
+                if isinstance(item, _Live) and item.subscription is subscription:
+                    rows += item.rows
+                    self._waiting_bytes -= item.body.size_bytes
+                    self._ordered[number] = None
+        subscription.queued = 0
+        return rows
+
+    def _relax(self) -> None:
+        """Back to their own modes, once all has been sent and half of the window is free again."""
+        if not self._pressed or self._ordered is not None or not self.window.half_open:
+            return
+        for subscription in [s for s in self._pressed if not s.pending and s.held is None]:
+            self._pressed.discard(subscription)
+            subscription.start_over()
+            self.control(SubscriptionChanged(subscription.id, mode=subscription.mode))
+        if not self._pressed:
+            self._pressed = None
+
+    def _gather(self, subscription: Subscription, gathered: GatheredEvents, rows: list[RowState]) -> None:
+        self._grow(sum(map(gathered.add, rows)))
+        if self.close_code is not None:
+            return
+        if gathered.size_bytes >= self._settings.batch_bytes:
+            self._send_gathered(subscription)
+        elif gathered.cancel_timer is None:
+            delay_s = self._settings.batch_interval_s
+            timer = asyncio.get_running_loop().call_later(delay_s, self._send_gathered, subscription)
+            gathered.cancel_timer = timer.cancel
+
+    def _send_gathered(self, subscription: Subscription) -> None:
+        gathered = subscription.pending
+        if not isinstance(gathered, GatheredEvents) or self.close_code is not None:
+            return
+        self._waiting_bytes -= gathered.size_bytes
+        rows = gathered.take()
+        bodies = list(batches((row.every for row in rows), limit_bytes=self._settings.batch_bytes))
+        size_bytes = sum(body.size_bytes for body in bodies)
+        if self._ordered is None and self.window.admits(size_bytes, len(bodies)):
+            for body in bodies:
+                self._deliver(subscription.sub, body)
+        elif self._keeps_up(subscription, time.monotonic(), size_bytes):
+            self._queue_live(subscription, rows, bodies)
+        else:
+            self._press(subscription)
+            self.keep(subscription, rows)
+
+    # Queues
+
+    def _queue_live(self, subscription: Subscription, rows: list[RowState], bodies: list[Body]) -> None:
+        if not subscription.queued:
+            subscription.queued_since_s = time.monotonic()
+        start = 0
+        for body in bodies:
+            item = _Live(subscription, body, rows[start : start + body.events])
+            start += body.events
+            subscription.queued += 1
+            self._queue(item, body.size_bytes)
+        self._drain()
+
+    def _queue(self, item: _Item, size_bytes: int) -> None:
+        if self.close_code is not None:
+            return
+        if self._ordered is None:
+            self._ordered = deque()
+        self._ordered.append(item)
+        self._queued += 1
+        self._grow(size_bytes)
+
+    def _grow(self, size_bytes: int) -> None:
+        self._waiting_bytes += size_bytes
+        if self._waiting_bytes > self._settings.backlog_bytes:
+            self._too_much()
+
+    def _too_much(self) -> None:
+        message = "More is waiting for this connection than may be kept for it."
+        self.close(Close.SLOW, Error("limit_reached", message))
 
     def _drain(self) -> None:
-        backlog = self._backlog
-        while backlog and self._flushing is None and self.close_code is None:
-            item = backlog[0]
-            if isinstance(item, str):
-                backlog.popleft()
-                self._backlog_bytes -= len(item)
-                self._write({"type": "websocket.send", "text": item})
-                continue
-            sub, body = item
-            if not self.window.admits(body.size_bytes):
+        """Send what the window admits, in turns from the ordered queue and from waiting rows."""
+        while self.close_code is None:
+            subscription = self._next_waiting()
+            if subscription is not None and (self._latest_turn or self._ordered is None):
+                if not self._send_latest(subscription) and not self._send_ordered():
+                    break
+            elif not self._send_ordered():
                 break
-            backlog.popleft()
-            self._backlog_bytes -= body.size_bytes
-            self._deliver(sub, body)
-        if not backlog:
-            self._backlog = None
-        if self._backlog_bytes <= self._settings.backlog_bytes // 2:
+            self._latest_turn = not self._latest_turn
+        if self._waiting_bytes <= self._settings.backlog_bytes // 2:
             self._wake_room()
 
+    def _send_ordered(self) -> bool:
+        ordered = self._ordered
+        if ordered is None:
+            return False
+        item = ordered[0]
+        if isinstance(item, str):
+            self._waiting_bytes -= len(item)
+            self._transport.write(item)
+        elif item is not None:
+            body = item[1]
+            if not self.window.admits(body.size_bytes):
+                return False
+            self._waiting_bytes -= body.size_bytes
+            if isinstance(item, _Live):
+                item.subscription.queued -= 1
+                self._deliver(item.subscription.sub, body)
+            else:
+                self._deliver(item[0], body)
+        ordered.popleft()
+        self._dequeued += 1
+        if not ordered:
+            self._ordered = None
+        return True
+
+    def _next_waiting(self) -> Subscription | None:
+        """Whose rows may go next: not before what was queued earlier, and one small batch at a time."""
+        for subscription in self._waiting or ():
+            if subscription.behind > self._dequeued or subscription.held is not None:
+                continue
+            assert subscription.pending is not None  # noqa: S101 - or it would not wait
+            full = subscription.pending.size_bytes >= self._settings.batch_bytes
+            if full or subscription.sent_up_to <= self.window.acked:
+                return subscription
+        return None
+
+    def _send_latest(self, subscription: Subscription) -> bool:
+        rows, limit = subscription.pending, self._settings.batch_bytes
+        assert isinstance(rows, LatestRows) and self._waiting is not None  # noqa: S101, PT018 - as above
+        if not self.window.admits(min(rows.size_bytes, limit)):
+            return False
+        before = rows.size_bytes
+        body = rows.take(limit)
+        self._waiting_bytes -= before - rows.size_bytes
+        del self._waiting[subscription]
+        if rows:
+            self._waiting[subscription] = None  # behind the others
+        self._deliver(subscription.sub, body)
+        subscription.sent_up_to = self.window.last
+        return True
+
     def _deliver(self, sub: str, body: Body) -> None:
-        n = self.window.send(body.size_bytes, time.monotonic())
-        self._write({"type": "websocket.send", "text": body.frame(n, sub)})
+        self._transport.deliver(self.window.send(sub, body, time.monotonic()), sub, body)
 
-    def _write(self, message: Message) -> None:
-        """Write at once; if the transport is full, go on in a task and queue what follows.
-
-        An ASGI send that need not wait ends in its first step: no task is made for it.
-        """
-        coroutine: Any = self._send(message)
-        try:
-            waiting_for = coroutine.send(None)
-        except StopIteration:
-            return
-        except Exception:  # noqa: BLE001 - the client is gone; the receiving side ends the connection
-            self.gone()
-            return
-        self._flushing = asyncio.get_running_loop().create_task(self._flush(_Rest(coroutine, waiting_for)))
-
-    async def _flush(self, rest: _Rest) -> None:
-        try:
-            await rest
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # noqa: BLE001 - as above
-            self.gone()
-            return
-        self._flushing = None
-        self._drain()
+    def _drop(self) -> None:
+        self._ordered = None
+        self._waiting = None
+        self._pressed = None
+        self._waiting_bytes = 0
+        for subscription in self.subscriptions.values():
+            subscription.queued = 0
+            subscription.start_over()
+        self._wake_room()
 
     def _wake_room(self) -> None:
         if self._room is not None and not self._room.done():

@@ -290,9 +290,7 @@ class Gateway:
         if wall_s > principal.expires_at + self.settings.jwt_leeway_s:
             connection.close(Close.TOKEN_EXPIRED)
             return
-        oldest_s = connection.window.oldest_sent_s()
-        if oldest_s is not None and now_s - oldest_s > self.settings.ack_timeout_s:
-            connection.close(Close.NO_ACK)
+        if not connection.acknowledges(now_s):
             return
         moved = self.cursor != connection.cursor_sent and connection.caught_up
         due_s = connection.heartbeat_due_s

@@ -12,8 +12,9 @@ from psycopg_pool import PoolTimeout
 
 from cloudsync import logs
 from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
-from cloudsync.gateway.connection import Connection, Message
+from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
+from cloudsync.gateway.transport import Message
 from cloudsync.metrics.definitions import RESUMPTIONS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close

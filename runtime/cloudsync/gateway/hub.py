@@ -10,18 +10,11 @@ import msgspec
 
 from cloudsync.events import MATCHED_BEFORE, MATCHES_NOW, ChangeEvent
 from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.news import News
+from cloudsync.gateway.pending import GatheredEvents, LatestRows
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.frames import (
-    Body,
-    Verdict,
-    batches,
-    event_text,
-    for_everyone,
-    shared_verdict,
-    single,
-    verdict_for,
-)
-from cloudsync.protocol.messages import Error
+from cloudsync.protocol.frames import Verdict, for_everyone, shared_verdict, verdict_for
+from cloudsync.protocol.messages import Error, Mode
 from cloudsync.registry.topics import Topic
 from cloudsync.sync.catalog import CatalogTable
 from cloudsync.sync.snapshot import Visibility
@@ -36,11 +29,17 @@ class Subscription:
     """One subscription of one connection."""
 
     __slots__ = (
+        "behind",
         "columns",
         "connection",
         "held",
         "held_bytes",
         "id",
+        "mode",
+        "pending",
+        "queued",
+        "queued_since_s",
+        "sent_up_to",
         "sub",
         "table",
         "task",
@@ -50,7 +49,7 @@ class Subscription:
 
     def __init__(
         self, connection: Connection, subscription_id: str, topic: Topic, table: CatalogTable,
-        columns: tuple[str, ...] | None,
+        columns: tuple[str, ...] | None, mode: Mode,
     ) -> None:  # fmt: skip
         self.connection = connection
         self.id = subscription_id
@@ -58,12 +57,32 @@ class Subscription:
         self.topic = topic
         self.table = table
         self.columns = columns
+        self.mode: Mode = mode
+        """What the client asked for. It is in `latest` mode, too, while its window is full."""
         self.held: list[Matched] | None = []
         """What was routed while the snapshot is on its way; None once the subscription is live."""
         self.held_bytes = 0
         self.visibility = _EVERYTHING_VISIBLE
         """What the snapshot contained: events of those transactions are not sent again."""
         self.task: asyncio.Task[None] | None = None
+        self.pending: LatestRows | GatheredEvents | None = None
+        """What waits to be sent, unless each event is sent as it comes."""
+        self.queued = 0
+        """Frames of it that wait in the connection's queue, and since when the first of them does."""
+        self.queued_since_s = 0.0
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Back to the mode that was asked for, with nothing waiting."""
+        if isinstance(self.pending, GatheredEvents):
+            self.pending.take()
+        self.pending = (
+            LatestRows() if self.mode == "latest" else GatheredEvents() if self.mode == "batch" else None
+        )
+        self.behind = 0
+        """Waiting rows go when the connection has sent so many queued items, which came before them."""
+        self.sent_up_to = 0
+        """The delivery in which waiting rows were sent last."""
 
     def hold(self, events: Iterable[Matched]) -> int:
         """Keep events for later, but for those that a snapshot has shown; returns the bytes held."""
@@ -137,7 +156,7 @@ class Hub:
         shared = all(for_everyone(event) for event, _ in matched)
         oldest_xid = min(event.xid for event, _ in matched)
         for columns, group in hosted.groups.items():
-            bodies: list[Body] | None = None
+            news: News | None = None
             for subscription in list(group):
                 if subscription.held is not None:
                     if subscription.hold(matched) > self._hold_bytes:
@@ -149,10 +168,10 @@ class Hub:
                         )
                     continue
                 if shared and oldest_xid >= subscription.visibility.xmax:
-                    if bodies is None:
-                        bodies = self._encode(_for_all(matched), columns)
-                    for body in bodies:
-                        subscription.connection.push(subscription.sub, body)
+                    if news is None:
+                        news = self._news(_for_all(matched), columns)
+                    if news.events:
+                        subscription.connection.offer(subscription, news)
                 else:
                     self.deliver(subscription, matched)
 
@@ -167,16 +186,10 @@ class Hub:
             if verdict is not None and not subscription.visibility.includes(event.xid):
                 own.append((event, verdict))
         if own:
-            for body in self._encode(own, subscription.columns):
-                subscription.connection.push(subscription.sub, body)
+            subscription.connection.offer(subscription, self._news(own, subscription.columns))
 
-    def _encode(
-        self, events: list[tuple[ChangeEvent, Verdict]], columns: tuple[str, ...] | None
-    ) -> list[Body]:
-        texts = [(verdict, event_text(event, verdict, columns)) for event, verdict in events]
-        if len(texts) <= self._realtime_limit:
-            return [single(verdict, text) for verdict, text in texts]
-        return list(batches(texts, limit_bytes=self._batch_bytes))
+    def _news(self, events: list[tuple[ChangeEvent, Verdict]], columns: tuple[str, ...] | None) -> News:
+        return News(events, columns, realtime_limit=self._realtime_limit, batch_bytes=self._batch_bytes)
 
 
 def _for_all(matched: list[Matched]) -> list[tuple[ChangeEvent, Verdict]]:

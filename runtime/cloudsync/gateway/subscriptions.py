@@ -173,7 +173,7 @@ class Subscriptions:
         if not connection.live:
             raise RequestError("The connection is closing.")
         topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)
-        subscription = Subscription(connection, request.id, topic, table, columns)
+        subscription = Subscription(connection, request.id, topic, table, columns, request.mode)
         connection.subscriptions[request.id] = subscription
         self._hub.topic(topic).add(subscription)  # (a) from here on everything routed is held
         return table, subscription
@@ -302,6 +302,7 @@ class Subscriptions:
             subscription.task.cancel()
         subscription.held = []
         subscription.held_bytes = 0
+        subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
 
@@ -319,6 +320,7 @@ class Subscriptions:
     def _remove(self, subscription: Subscription) -> None:
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
+        subscription.connection.forget(subscription)
         hosted = self._hub.topics.get(subscription.topic.id)
         if hosted is not None:
             hosted.remove(subscription)

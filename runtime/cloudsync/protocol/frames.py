@@ -43,6 +43,7 @@ class Body(msgspec.Struct, gc=False, frozen=True):
     text: str
     size_bytes: int
     timed: bool = True
+    events: int = 1
 
     def frame(self, n: int, sub: str) -> str:
         """The whole frame for one connection; `sub` is the subscription's id as JSON."""
@@ -135,7 +136,8 @@ def size_of(text: str) -> int:
 
 
 def _batch(items: list[str], size: int, ending: str = "") -> Body:
-    return Body('{"type":"sync.batch",', f'"events":[{",".join(items)}]{ending}}}', size + 80)
+    text = f'"events":[{",".join(items)}]{ending}}}'
+    return Body('{"type":"sync.batch",', text, size + 80, events=len(items))
 
 
 def _holds(audience: list[str] | None, user: str) -> bool:

@@ -35,6 +35,7 @@ def strict_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platfo
         "CLOUDSYNC_CANARY_INTERVAL_S": "0.3",
         "CLOUDSYNC_WINDOW_BYTES": "65536",
         "CLOUDSYNC_BACKLOG_BYTES": "1000000",
+        "CLOUDSYNC_LATEST_AFTER_S": "0.5",
         "CLOUDSYNC_JWKS_URL": "http://127.0.0.1:9/keys",
     }
     options = PlatformOptions.private(ephemeral=False, data=folder, environment=environment)
@@ -84,6 +85,58 @@ async def test_who_never_acknowledges_is_closed_and_costs_the_others_nothing(wor
     assert gateway(world).memory_info().rss - before < 60 * 1024 * 1024
     assert good.closed is None
     assert seen.faults == []
+
+
+async def test_a_slow_client_gets_the_newest_rows_and_is_told(world: World) -> None:
+    """Many changes of a few rows, far more than may be kept: what is superseded is skipped."""
+    table = make(world, rows=5)
+    watcher = await world.watch("acme", "slow", acks=False)
+    seen = await watcher.subscribe("s", table)
+    for number in range(60):
+        world.run(f"UPDATE {table} SET v = repeat('{number % 10}', 10000) WHERE id < 5")
+        if number % 10 == 9:
+            await watcher.send({"type": "ack", "n": watcher.expected_n - 1})
+    world.run(f"DELETE FROM {table} WHERE id = 3")
+    await watcher.until(lambda: watcher.control("subscription.changed", sub="s", mode="latest"))
+    watcher.acks = True
+    await watcher.send({"type": "ack", "n": watcher.expected_n - 1})
+    await watcher.until(lambda: watcher.control("subscription.changed", sub="s", mode="every"))
+    assert seen.rows == world.rows(table, "acme", "slow")
+    assert seen.faults == []
+    assert seen.events < 5 + 4 * 60
+    world.run(f"UPDATE {table} SET v = 'in its own mode again' WHERE id = 1")
+    await watcher.until(lambda: json.loads(watcher.frames[-1])["type"] == "data.update")
+    assert watcher.closed is None
+
+
+@pytest.mark.parametrize("mode", ["latest", "batch"])
+async def test_modes_that_are_asked_for(world: World, mode: str) -> None:
+    table = make(world, rows=3)
+    watcher = await world.watch("acme", "ann")
+    seen = await watcher.subscribe("s", table, mode=mode)
+    for number in range(50):
+        world.run(f"UPDATE {table} SET v = '{number}'")
+    world.run(f"DELETE FROM {table} WHERE id = 3")
+    await watcher.until(lambda: seen.rows == world.rows(table, "acme", "ann"))
+    assert seen.faults == []
+    assert watcher.control("subscription.changed") is None
+    kinds = [json.loads(frame)["type"] for frame in watcher.frames]
+    if mode == "batch":
+        assert seen.events == 3 + 50 * 3 + 1
+        assert not {"data.create", "data.update", "data.delete"} & set(kinds)
+    else:
+        assert "data.update" not in kinds
+
+
+async def test_the_oldest_delivery_is_sent_once_more_before_the_end(world: World) -> None:
+    table = make(world)
+    watcher = await world.watch("acme", "ann", acks=False)
+    await watcher.subscribe("s", table)
+    world.run(f"INSERT INTO {table} VALUES (1, 'acme', 'x')")
+    await watcher.until(lambda: watcher.closed)
+    assert watcher.closed is not None
+    assert watcher.closed[0] == Close.NO_ACK
+    assert watcher.again == [1]
 
 
 @pytest.mark.xfail(reason="a snapshot keeps its place and its transaction while its client does not read")

@@ -143,6 +143,8 @@ class Watcher:
         self.closed: tuple[int, str] | None = None
         self.acks = acks
         self.expected_n = 1
+        self.again: list[int] = []
+        """Deliveries that came once more."""
         self._acking: asyncio.TimerHandle | None = None
         self._sending: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._read())
@@ -214,7 +216,10 @@ class Watcher:
                 about.errors.append(frame)
             elif frame["type"] in ("subscribed", "subscription.changed"):
                 about.answered = True
-                about.schema = frame["schema"]
+                about.schema = frame.get("schema", about.schema)
+            return
+        if frame["n"] < self.expected_n:
+            self.again.append(frame["n"])
             return
         assert frame["n"] == self.expected_n
         self.expected_n += 1
