@@ -105,7 +105,12 @@ class Settings(BaseSettings):
     subscriptions_per_connection: int = Field(default=100, ge=1)
     connections_per_user: int = Field(default=20, ge=1)
     connections_per_gateway: int = Field(default=12000, ge=1)
-    snapshots_at_once: int = Field(default=4, ge=1)
+    snapshots_at_once: int = Field(default=4, ge=1, description="Snapshots and differentials together.")
+    replay_bytes: int = Field(
+        default=32 * 1024 * 1024,
+        ge=0,
+        description="Sealed bytes that a replay may read and a gateway keeps for it; more is a differential.",
+    )
 
     # API
     api_host: str = "127.0.0.1"

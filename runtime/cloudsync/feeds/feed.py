@@ -24,6 +24,15 @@ encode_events = msgspec.msgpack.Encoder().encode
 decode_events = msgspec.msgpack.Decoder(list[ChangeEvent]).decode
 
 
+EVERYONE: Final = "*"
+"""The tag of events that belong to no tenant: those of a whole table."""
+
+
+def entry_tag(keyring: Keyring, tenant: str | None) -> str:
+    """A tenant's tag on feed entries."""
+    return EVERYONE if tenant is None else keyring.tag("tenant", tenant, size_bytes=4)
+
+
 class FeedsLost(Exception):
     """The feeds are not as their writer left them."""
 
@@ -158,7 +167,6 @@ class FeedWriter:
             if tag is None:
                 if len(self._tags) > 10_000:
                     self._tags.clear()
-                name = "*" if tenant is None else self._keyring.tag("tenant", tenant, size_bytes=4)
-                tag = self._tags[tenant] = name
+                tag = self._tags[tenant] = entry_tag(self._keyring, tenant)
             tags.add(tag)
         return " ".join(tags)

@@ -22,6 +22,7 @@ from cloudsync.protocol.frames import Body, batches
 from cloudsync.protocol.messages import Error, ServerFrame, SubscriptionChanged, encode
 from cloudsync.protocol.window import Window
 from cloudsync.settings import Settings
+from cloudsync.sync.cursor import Cursor
 from cloudsync.tokens import Principal
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Connection:
         self.client_id: str | None = None
         self.subscriptions: dict[str, Subscription] = {}
         self.close_code: Close | None = None
-        self.cursor_sent: str | None = None
+        self.cursor_sent: Cursor | None = None
         self.opened_s = time.monotonic()
         self.heartbeat_due_s = self.opened_s + settings.heartbeat_s
 
@@ -107,7 +108,7 @@ class Connection:
             not self._ordered
             and not self._waiting
             and not self._transport.full
-            and all(s.held is None and not s.pending for s in self.subscriptions.values())
+            and all(s.settled and not s.pending for s in self.subscriptions.values())
         )
 
     def push(self, sub: str, body: Body) -> None:

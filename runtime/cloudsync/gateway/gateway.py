@@ -1,8 +1,8 @@
 """The gateway's life with Redis and PostgreSQL: registration, the delivery stream, watermark, heartbeats.
 
 Sockets stay open whatever Redis does: while it is away connections say `degraded`, and when it is back the
-stream goes on where it was. Only when the gateway has lost its place (a gap, having been reaped, a new
-epoch) are its clients sent to come back.
+stream goes on where it was. When the gateway has lost its place (a gap, having been reaped, a new epoch) it
+registers again, and its subscriptions catch up from the last watermark as if they had just come back.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections import deque
 from typing import Any, Final
 
 import psycopg
@@ -21,31 +22,38 @@ from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.errors import SealBroken
+from cloudsync.events import ORIGIN, Position
 from cloudsync.feeds.connection import connect_async, text_of
+from cloudsync.feeds.history import RangeGone
 from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import Hub
+from cloudsync.gateway.replay import Replayer
+from cloudsync.gateway.resumption import Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
-from cloudsync.gateway.subscriptions import Subscriptions
+from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
 from cloudsync.gateway.watermark import Watermark, read_watermark
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
 from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.messages import Draining, Error, Heartbeat
+from cloudsync.protocol.messages import Draining, Error, Heartbeat, Hello
 from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.gateways import GatewayRegistration
 from cloudsync.registry.topics import TopicDirectory
 from cloudsync.settings import Settings
-from cloudsync.sync.cursor import Cursor, seal_cursor
+from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
+from cloudsync.sync.differential import reaches_back
 from cloudsync.sync.snapshot import SESSION_OPTIONS
+from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
 _UPKEEP_EVERY_S: Final = 1.0
 _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
 _DRAIN_SPREAD_MS: Final = 3000
+_HORIZONS_KEPT: Final = 4096
 
 _log = logs.get("gateway")
 
@@ -80,9 +88,12 @@ class Gateway:
         self.subscriptions = Subscriptions(settings=settings, keyring=keyring, hub=self.hub, pool=self.pool)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
-        self.cursor: str | None = None
+        self.cursor: Cursor | None = None
+        """The last watermark: everything up to it has been handed to every connection that has caught up."""
         self._stream: DeliveryStream | None = None
         self._registration: GatewayRegistration | None = None
+        self._watermark: Watermark | None = None
+        self._horizons: deque[tuple[Position, int]] = deque([(ORIGIN, 0)], maxlen=_HORIZONS_KEPT)
         self._canary_at_s: float | None = None
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
@@ -150,6 +161,46 @@ class Gateway:
         if client_id is not None and self.registry is not None:
             self.registry.disconnected(principal, client_id)
 
+    def seal_for(self, connection: Connection, cursor: Cursor | None) -> str | None:
+        """A cursor as text for this connection's client."""
+        principal, client_id = connection.principal, connection.client_id
+        if cursor is None or principal is None or client_id is None:
+            return None
+        return seal_cursor(self.keyring, cursor, Holder(principal.tenant, principal.user, client_id))
+
+    def open_for(self, principal: Principal, hello: Hello) -> Cursor | None:
+        """The cursor that this platform gave to this client; None if there is none that it could read."""
+        if hello.cursor is None:
+            return None
+        try:
+            return open_cursor(
+                self.keyring, hello.cursor, Holder(principal.tenant, principal.user, hello.client_id)
+            )
+        except CursorRefused:
+            return None
+
+    async def choose(self, cursor: Cursor) -> Resumed:
+        """How a client comes back from its cursor.
+
+        Raises NotConnected while this gateway was never registered, psycopg errors if only PostgreSQL knows.
+        """
+        resumption = self.subscriptions.resumption
+        replayer = resumption.replayer
+        if replayer is None:
+            raise NotConnected
+        resumed = resumption.expect(cursor, self._watermark)
+        if resumed == "replay" and self._watermark and cursor.position > self._watermark.head:
+            # Further than this gateway has looked, maybe not further than the feeds.
+            with contextlib.suppress(RedisError, OSError, RangeGone):
+                ends = await replayer.history.ends()
+                if cursor.position > ends.newest:
+                    return "resync"
+        if resumed == "differential":
+            async with self.pool.connection(timeout=5) as connection:
+                if not await reaches_back(connection, cursor.horizon):
+                    return "resync"
+        return resumed
+
     async def drain(self) -> None:
         """Send every client elsewhere: told first, each with a delay of its own, then closed in batches."""
         self.draining = True
@@ -173,11 +224,10 @@ class Gateway:
                     _log.warning("degraded", reason=type(error).__name__, detail=str(error)[:200])
                 self.degraded = True
             except (Gap, Lost, SealBroken) as error:
-                _log.warning(
-                    "lost its place: clients come back", reason=type(error).__name__, detail=str(error)
-                )
-                self._send_everyone_back()
-                continue
+                _log.warning("lost its place", reason=type(error).__name__, detail=str(error))
+                self._stream = None
+                self._registration = None
+                self.subscriptions.interrupt()
             first = False
             await asyncio.sleep(_RETRY_S)
 
@@ -217,21 +267,18 @@ class Gateway:
             self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event
         )
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
+        self._watermark = None
+        self.subscriptions.resumption.replayer = Replayer(
+            self._redis,
+            keys,
+            self.keyring,
+            range_bytes=self.settings.replay_bytes,
+            batch_bytes=self.settings.batch_bytes,
+        )
         self.subscriptions.directory = TopicDirectory(self._redis, keys, self.keyring, self.gateway_id)
         await self.subscriptions.register_all()
+        self.subscriptions.restart(self.cursor)
         _log.info("registered", gateway=self.gateway_id, database=keys.database_id, epoch=keys.epoch)
-
-    def _send_everyone_back(self) -> None:
-        """What these clients have been sent can no longer be shown to be complete."""
-        self._stream = None
-        self._registration = None
-        self.subscriptions.directory = None
-        self.cursor = None
-        for connection in list(self.connections):
-            if connection.live:
-                connection.close(
-                    Close.SERVER_ERROR, Error("unavailable", "The gateway lost its place; connect again.")
-                )
 
     async def _upkeep(self, stream: DeliveryStream) -> None:
         assert self._registration is not None  # noqa: S101 - a stream exists only when registered
@@ -239,18 +286,31 @@ class Gateway:
         while True:
             if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
                 raise Lost("a new epoch began")
+            settling = self.subscriptions.unsettled()
             watermark = await read_watermark(self._redis, self.keys, stream)
             if not await self._registration.beat():
                 raise Lost("reaped")
             if watermark is not None:
                 self._set_cursor(watermark)
+                self.subscriptions.settle(settling)
+            else:
+                self.subscriptions.unsettle(settling)
             await asyncio.sleep(_UPKEEP_EVERY_S)
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above
-        self.cursor = seal_cursor(
-            self.keyring,
-            Cursor(self.keys.database_id, self.keys.epoch, *watermark.position, watermark.horizon),
+        self._watermark = watermark
+        # Where shards lag the watermark is behind `head`, whose horizon would be too high for it.
+        if watermark.head > self._horizons[-1][0]:
+            self._horizons.append((watermark.head, watermark.horizon))
+        horizon = next((h for position, h in reversed(self._horizons) if position <= watermark.position), 0)
+        self.cursor = Cursor(
+            self.keys.database_id,
+            self.keys.epoch,
+            *watermark.position,
+            horizon,
+            watermark.fed_bytes,
+            int(time.time()),
         )
 
     async def _canary(self, stream: DeliveryStream) -> None:
@@ -302,7 +362,8 @@ class Gateway:
             connection.cursor_sent = self.cursor
         connection.heartbeat_due_s = now_s + self.settings.heartbeat_s
         expires_in = int(principal.expires_at - wall_s)
-        connection.control(Heartbeat(connection.cursor_sent, self.lag_ms, expires_in, self.degraded))
+        cursor = self.seal_for(connection, connection.cursor_sent)
+        connection.control(Heartbeat(cursor, self.lag_ms, expires_in, self.degraded))
 
     async def _watch_revocations(self) -> None:
         while True:

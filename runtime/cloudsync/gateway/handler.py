@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -14,6 +14,8 @@ from cloudsync import logs
 from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
+from cloudsync.gateway.resumption import Resumed
+from cloudsync.gateway.subscriptions import NotConnected
 from cloudsync.gateway.transport import Message
 from cloudsync.metrics.definitions import RESUMPTIONS
 from cloudsync.metrics.recorder import recorder
@@ -35,6 +37,7 @@ from cloudsync.protocol.messages import (
 )
 from cloudsync.protocol.window import BadAck
 from cloudsync.registry import clients
+from cloudsync.sync.cursor import Cursor
 from cloudsync.tokens import Principal, TokenVerifier
 
 Receive = Callable[[], Awaitable[Message]]
@@ -131,21 +134,42 @@ class WebSocketHandler:
         connection.principal = principal
         connection.client_id = hello.client_id
         gateway.joined(connection)
-        connection.cursor_sent = gateway.cursor
-        resumed: Literal["resync"] | None = "resync" if hello.cursor is not None else None
+        try:
+            cursor, resumed = await self._resumed(principal, hello)
+        except (NotConnected, psycopg.Error, PoolTimeout):
+            connection.close(
+                Close.SERVER_ERROR,
+                Error("unavailable", "The cursor cannot be judged right now; come back with it."),
+            )
+            return False
+        goes_on = resumed in ("replay", "differential")
+        connection.cursor_sent = cursor if goes_on else gateway.cursor
         if resumed is not None:
             recorder.counter(RESUMPTIONS, mode=resumed).add()
         connection.control(
             Welcome(
                 session=f"{id(connection):x}",
                 resumed=resumed,
-                cursor=gateway.cursor,
+                cursor=gateway.seal_for(connection, connection.cursor_sent),
                 heartbeat_s=gateway.settings.heartbeat_s,
                 limits=self._limits,
                 server_time=datetime.now(UTC).isoformat(),
             )
         )
+        if cursor is not None and goes_on:
+            for held in hello.subscriptions:
+                try:
+                    gateway.subscriptions.resume(connection, held, cursor)
+                except RequestError as error:
+                    connection.control(Error(error.code, str(error), held.id))
         return True
+
+    async def _resumed(self, principal: Principal, hello: Hello) -> tuple[Cursor | None, Resumed | None]:
+        """The client's cursor, if it can be read, and how the client comes back. Raises as `choose`."""
+        if hello.cursor is None:
+            return None, None
+        cursor = self._gateway.open_for(principal, hello)
+        return cursor, "resync" if cursor is None else await self._gateway.choose(cursor)
 
     async def _verify(self, token: str) -> Principal:
         if self._verifier.blocking:

@@ -17,6 +17,7 @@ from cloudsync.protocol.frames import Verdict, for_everyone, shared_verdict, ver
 from cloudsync.protocol.messages import Error, Mode
 from cloudsync.registry.topics import Topic
 from cloudsync.sync.catalog import CatalogTable
+from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.snapshot import Visibility
 
 Matched = tuple[ChangeEvent, int]
@@ -40,6 +41,7 @@ class Subscription:
         "queued",
         "queued_since_s",
         "sent_up_to",
+        "since",
         "sub",
         "table",
         "task",
@@ -64,6 +66,8 @@ class Subscription:
         self.held_bytes = 0
         self.visibility = _EVERYTHING_VISIBLE
         """What the snapshot contained: events of those transactions are not sent again."""
+        self.since: Cursor | None = None
+        """Where its view was when it came back; None once a watermark says that it has gone on from there."""
         self.task: asyncio.Task[None] | None = None
         self.pending: LatestRows | GatheredEvents | None = None
         """What waits to be sent, unless each event is sent as it comes."""
@@ -83,6 +87,20 @@ class Subscription:
         """Waiting rows go when the connection has sent so many queued items, which came before them."""
         self.sent_up_to = 0
         """The delivery in which waiting rows were sent last."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the gateway's watermark holds for it."""
+        return self.held is None and self.since is None
+
+    def begin_hold(self) -> None:
+        """Keep what is routed from here on, anew."""
+        self.held, self.held_bytes = [], 0
+
+    def release(self) -> list[Matched]:
+        """What was held; from here on the subscription is live."""
+        held, self.held, self.held_bytes = self.held or [], None, 0
+        return held
 
     def hold(self, events: Iterable[Matched]) -> int:
         """Keep events for later, but for those that a snapshot has shown; returns the bytes held."""

@@ -9,7 +9,8 @@ routers' order (feed first, registry second) there is neither a gap nor a repeat
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
@@ -18,13 +19,16 @@ from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
-from cloudsync.events import DROP, SCHEMA, ChangeEvent
+from cloudsync.events import DROP, SCHEMA, ChangeEvent, Position
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
+from cloudsync.gateway.replay import Interrupted
+from cloudsync.gateway.resumption import Outcome, Resumption
 from cloudsync.keyring import Keyring
 from cloudsync.protocol.frames import Verdict, batches, project_text, single, snapshot_text
 from cloudsync.protocol.messages import (
     Error,
+    HeldSubscription,
     Refetch,
     Subscribe,
     Subscribed,
@@ -35,8 +39,11 @@ from cloudsync.registry.topics import TopicDirectory, make_topic
 from cloudsync.settings import Settings
 from cloudsync.sharding import key_text
 from cloudsync.sync.catalog import Catalog, CatalogTable, TableColumn
+from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
 from cloudsync.sync.where import canonical_columns, canonical_where
+
+_RETRY_S: Final = 0.5
 
 _log = logs.get("gateway")
 
@@ -76,6 +83,8 @@ class Subscriptions:
         self._pool = pool
         self._catalog = Catalog()
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
+        self.resumption = Resumption(settings=settings, hub=hub, pool=pool, places=self._snapshots)
+        self._unsettled: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
@@ -88,14 +97,22 @@ class Subscriptions:
 
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
+        self._ask(connection, request.id, lambda: self._subscribe(connection, request))
+
+    def resume(self, connection: Connection, held: HeldSubscription, since: Cursor) -> None:
+        """Go on with a subscription that a cursor covers: what it missed follows. Raises as above."""
+        request = Subscribe(held.id, held.table, held.where, held.columns, mode=held.mode)
+        self._ask(connection, request.id, lambda: self._resume(connection, request, since))
+
+    def _ask(self, connection: Connection, id_: str, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asked = self._asked.setdefault(connection, {})
-        if request.id in connection.subscriptions or request.id in asked:
+        if id_ in connection.subscriptions or id_ in asked:
             raise DuplicateSubscription
         if len(connection.subscriptions) + len(asked) >= self._settings.subscriptions_per_connection:
             raise LimitReached(
                 f"A connection may have {self._settings.subscriptions_per_connection} subscriptions at most."
             )
-        asked[request.id] = self._start(self._subscribe(connection, request))
+        asked[id_] = self._start(begin())
 
     def unsubscribe(self, connection: Connection, subscription_id: str) -> None:
         asked = self._asked.get(connection, {}).pop(subscription_id, None)
@@ -137,6 +154,41 @@ class Subscriptions:
             hosted.registered = False
             await self._register(hosted)
 
+    def interrupt(self) -> None:
+        """The stream of deliveries broke off: nothing can be registered or replayed until `restart`."""
+        self.directory = None
+        if self.resumption.replayer is not None:
+            self.resumption.replayer.stop()
+
+    def restart(self, watermark: Cursor | None) -> None:
+        """This gateway is registered anew: everything catches up from where it was, at best the watermark."""
+        for hosted in list(self._hub.topics.values()):
+            for subscription in hosted.subscriptions():
+                building = subscription.held is not None and subscription.since is None
+                if subscription.task is not None:
+                    subscription.task.cancel()
+                since = min(filter(None, (subscription.since, watermark)), key=_place, default=None)
+                if building or since is None:
+                    self._reset(subscription, "resync")
+                    continue
+                subscription.since = since
+                subscription.begin_hold()
+                subscription.task = self._start(self._catch_up(subscription))
+
+    def unsettled(self) -> list[Subscription]:
+        """Those that came back and are live: a watermark that is read after this holds for them, too."""
+        found, self._unsettled = self._unsettled, []
+        return [s for s in found if s.held is None]
+
+    def settle(self, subscriptions: list[Subscription]) -> None:
+        for subscription in subscriptions:
+            if subscription.held is None:
+                subscription.since = None
+
+    def unsettle(self, subscriptions: list[Subscription]) -> None:
+        """No watermark could be read."""
+        self._unsettled += subscriptions
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -151,12 +203,50 @@ class Subscriptions:
             connection.control(_error(error, request.id))
             return
         finally:
-            asked = self._asked.get(connection, {})
-            if asked.get(request.id) is asyncio.current_task():
-                del asked[request.id]
+            self._asked_over(connection, request.id)
         connection.control(Subscribed(request.id, table.schema(subscription.columns)))
         subscription.task = asyncio.current_task()
         await self._establish(subscription, with_snapshot=request.snapshot)
+
+    async def _resume(self, connection: Connection, request: Subscribe, since: Cursor) -> None:
+        try:
+            _, subscription = await self._prepare(connection, request)
+        except Exception as error:  # noqa: BLE001 - as above
+            connection.control(_error(error, request.id))
+            return
+        finally:
+            self._asked_over(connection, request.id)
+        subscription.since = since
+        subscription.task = asyncio.current_task()
+        await self._catch_up(subscription)
+
+    async def _catch_up(self, subscription: Subscription) -> None:
+        """Bring a subscription that holds from its cursor to the live stream, however long Redis is away."""
+        connection = subscription.connection
+        while connection.live:
+            try:
+                await self._register(self._hub.topic(subscription.topic))
+                outcome = await self.resumption.catch_up(subscription)
+            except (RedisError, OSError, NotConnected, Interrupted, psycopg.OperationalError, PoolTimeout):
+                await asyncio.sleep(_RETRY_S)
+                continue
+            except Exception as error:  # noqa: BLE001 - as above
+                self._give_up(subscription, error)
+                return
+            if outcome is Outcome.LIVE:
+                self._unsettled.append(subscription)
+            elif outcome is Outcome.VOID:
+                self._reset(subscription, "resync")
+            else:
+                if outcome is not Outcome.TRUNCATED:
+                    await self._reload_catalog()
+                self._table_changed(subscription, outcome.value)
+            return
+
+    def _asked_over(self, connection: Connection, id_: str) -> None:
+        asked = self._asked.get(connection, {})
+        if asked.get(id_) is asyncio.current_task():
+            del asked[id_]
 
     async def _prepare(self, connection: Connection, request: Subscribe) -> tuple[CatalogTable, Subscription]:
         if connection.principal is None or not connection.live:
@@ -180,20 +270,21 @@ class Subscriptions:
 
     async def _establish(self, subscription: Subscription, *, with_snapshot: bool) -> None:
         """Steps (b) to (e) for a subscription that holds."""
-        connection = subscription.connection
         try:
             await self._register(self._hub.topic(subscription.topic))  # (b)
             async with self._snapshots:
                 await self._snapshot(subscription, send=with_snapshot)  # (c), (d)
         except Exception as error:  # noqa: BLE001 - as above
-            if subscription.id in connection.subscriptions and connection.live:
-                connection.subscriptions.pop(subscription.id, None)
-                self._remove(subscription)
-                connection.control(_error(error, subscription.id))
+            self._give_up(subscription, error)
             return
-        held, subscription.held = subscription.held or [], None  # (e) no wait from here to the end
-        subscription.held_bytes = 0
-        self._hub.deliver(subscription, held)
+        self._hub.deliver(subscription, subscription.release())  # (e) no wait from the last page to here
+
+    def _give_up(self, subscription: Subscription, error: Exception) -> None:
+        connection = subscription.connection
+        if connection.subscriptions.get(subscription.id) is subscription and connection.live:
+            connection.subscriptions.pop(subscription.id)
+            self._remove(subscription)
+            connection.control(_error(error, subscription.id))
 
     async def _snapshot(self, subscription: Subscription, *, send: bool) -> None:
         connection, table = subscription.connection, subscription.table
@@ -243,27 +334,31 @@ class Subscriptions:
 
     async def _table_event(self, event: ChangeEvent) -> None:
         if event.op in (SCHEMA, DROP):
-            try:
-                await self.load_catalog()
-            except (psycopg.Error, PoolTimeout) as error:
-                _log.warning("catalog not reloaded", reason=type(error).__name__)
+            await self._reload_catalog()
         for subscription in self._hub.on_table(event.table):
-            if subscription.connection.subscriptions.get(subscription.id) is not subscription:
-                continue
-            if event.op == DROP and not self._catalog.knows(event.table):
-                subscription.connection.subscriptions.pop(subscription.id)
-                self._remove(subscription)
-                subscription.connection.control(
-                    Error(
-                        "table_dropped",
-                        f"{event.table} was dropped or is no longer tracked.",
-                        subscription.id,
-                    )
-                )
-                continue
-            if event.op in (SCHEMA, DROP) and not self._adopt(subscription):
-                continue
-            self._reset(subscription, "truncate" if event.op not in (SCHEMA, DROP) else "schema")
+            self._table_changed(subscription, event.op)
+
+    async def _reload_catalog(self) -> None:
+        try:
+            await self.load_catalog()
+        except (psycopg.Error, PoolTimeout) as error:
+            _log.warning("catalog not reloaded", reason=type(error).__name__)
+
+    def _table_changed(self, subscription: Subscription, op: str) -> None:
+        """A whole table changed: the view starts over, or ends with the table."""
+        connection, table = subscription.connection, subscription.table.name
+        if connection.subscriptions.get(subscription.id) is not subscription:
+            return
+        if op == DROP and not self._catalog.knows(table):
+            connection.subscriptions.pop(subscription.id)
+            self._remove(subscription)
+            connection.control(
+                Error("table_dropped", f"{table} was dropped or is no longer tracked.", subscription.id)
+            )
+            return
+        if op in (SCHEMA, DROP) and not self._adopt(subscription):
+            return
+        self._reset(subscription, "truncate" if op not in (SCHEMA, DROP) else "schema")
 
     def _adopt(self, subscription: Subscription) -> bool:
         """Take over a table's new columns; False if the subscription cannot go on with them."""
@@ -298,10 +393,10 @@ class Subscriptions:
 
     def _reset(self, subscription: Subscription, reason: str) -> None:
         """Start the view over: hold, say so, send a fresh snapshot."""
-        if subscription.task is not None:
+        if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
-        subscription.held = []
-        subscription.held_bytes = 0
+        subscription.since = None
+        subscription.begin_hold()
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
@@ -352,6 +447,10 @@ class Subscriptions:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("task failed", exc_info=task.exception())
+
+
+def _place(cursor: Cursor) -> Position:
+    return cursor.position
 
 
 def _compares_differently(before: TableColumn, now: TableColumn) -> bool:

@@ -23,10 +23,17 @@ _DRAIN_S: Final = 1.0
 
 
 class Watermark(msgspec.Struct, frozen=True):
-    """Everything up to `position` has been handed to this gateway's connections."""
+    """Everything up to `position` has been handed to this gateway's connections.
+
+    `head` and its `horizon` are further on where shards lag; `floor` is the highest of any feed, `fed_bytes`
+    what all feeds have taken in.
+    """
 
     position: Position
+    head: Position
     horizon: int
+    floor: Position
+    fed_bytes: int
 
 
 async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:
@@ -41,13 +48,15 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
     position = Position.from_entry_id(entry_id)
     async with redis.pipeline(transaction=False) as pipeline:
         for shard in range(SHARDS):
-            pipeline.hget(keys.tail(shard), "id")
-            pipeline.get(keys.done(shard))
+            pipeline.hmget(keys.tail(shard), "id", "b")
+            pipeline.mget(keys.done(shard), keys.floor(shard))
         answers: Any = await pipeline.execute()
-    lowest = position
-    for tail, done in zip(answers[::2], answers[1::2], strict=True):
+    lowest, floor, fed_bytes = position, ORIGIN, 0
+    for (tail, fed), (done, cut) in zip(answers[::2], answers[1::2], strict=True):
         if tail is not None and tail != done:
             lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
+        floor = max(floor, Position.from_entry_id(cut) if cut else ORIGIN)
+        fed_bytes += int(fed or 0)
     sent = await stream.sent_positions()
     newest = await stream.newest_id()
     deadline_s = time.monotonic() + _DRAIN_S
@@ -56,7 +65,7 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
             return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
         await asyncio.sleep(_DRAIN_POLL_S)
     stream.check_received(sent)
-    return Watermark(lowest, int(horizon))
+    return Watermark(lowest, position, int(horizon), floor, fed_bytes)
 
 
 def _order(entry_id: str) -> tuple[int, int]:

@@ -120,6 +120,11 @@ def snapshot_text(table: str, key: str, version: int, row: str) -> str:
     return f'"table":{_name(table)},"key":{key},"version":{version},"row":{row}'
 
 
+def departure_text(table: str, key: str, version: int) -> str:
+    """A row that is no longer in the view as the fields of a `data.delete`."""
+    return f'"table":{_name(table)},"key":{key},"version":{version}'
+
+
 def project_text(row: str, columns: tuple[str, ...] | None) -> str:
     return row if columns is None else _project(row.encode(), columns)
 

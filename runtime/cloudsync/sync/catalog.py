@@ -34,6 +34,7 @@ class CatalogTable(msgspec.Struct, frozen=True):
     row_expression: str
     key_expression: str
     key_text_expression: str
+    key_condition: str
 
     def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
         """What a subscriber is told; with `columns` only those and the key."""
@@ -57,7 +58,7 @@ WITH RECURSIVE typed AS (
       FROM typed JOIN pg_type y ON y.oid = type_id WHERE y.typtype = 'd'
 )
 SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
-       t.key_text_expression,
+       t.key_text_expression, t.key_condition,
        (SELECT jsonb_agg(
                    jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic)
                    ORDER BY attnum)
@@ -110,4 +111,5 @@ def _table(row: dict[str, Any]) -> CatalogTable:
         row_expression=row["row_expression"],
         key_expression=row["key_expression"],
         key_text_expression=row["key_text_expression"],
+        key_condition=row["key_condition"],
     )

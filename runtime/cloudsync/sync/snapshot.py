@@ -64,14 +64,19 @@ async def open_snapshot(
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         await assume(connection, principal)
-        cursor = await connection.execute("SELECT pg_current_snapshot()::text")
-        row = await cursor.fetchone()
-        _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
-        visibility = Visibility(int(xmax), frozenset(map(int, filter(None, running.split(",")))))
+        visibility = await current_visibility(connection)
         # Closed here: left to the garbage collector, a generator that was broken off would close the cursor
         # of whoever has the connection by then.
         async with aclosing(_pages(connection, table, where, key)) as pages:
             yield Snapshot(visibility, pages)
+
+
+async def current_visibility(connection: AsyncConnection[Any]) -> Visibility:
+    """What this transaction's snapshot sees."""
+    cursor = await connection.execute("SELECT pg_current_snapshot()::text")
+    row = await cursor.fetchone()
+    _, xmax, running = row[0].split(":")  # type: ignore[index]  # a scalar select has a row
+    return Visibility(int(xmax), frozenset(map(int, filter(None, running.split(",")))))
 
 
 async def assume(connection: AsyncConnection[Any], principal: Principal) -> None:
@@ -87,22 +92,13 @@ async def _pages(
     connection: AsyncConnection[Any], table: CatalogTable, where: tuple[Condition, ...], key: str | None
 ) -> AsyncGenerator[list[SnapshotRow], None]:
     condition, parameters = where_sql(table, where)
-    key_text = _expression(table.key_text_expression)
+    key_text = expression(table.key_text_expression)
     if key is not None:
         condition = sql.SQL("{} AND {} = %s").format(condition, key_text)
         parameters = [*parameters, key]
-    query = sql.SQL(
-        # A subquery, not a join: whatever the statistics say, each version is one look into the primary key.
-        # Where they lagged behind a bulk load, the join was a loop over all of a table's states for each row.
-        "SELECT ({key})::text, coalesce((SELECT s.version FROM cloudsync.row_state AS s"
-        " WHERE s.table_id = {table_id} AND s.key = {key_text}), 0), ({row})::text FROM {table} AS t"
-        " WHERE {condition}"
-    ).format(
-        key=_expression(table.key_expression),
-        row=_expression(table.row_expression),
+    query = sql.SQL("SELECT {columns} FROM {table} AS t WHERE {condition}").format(
+        columns=row_columns(table),
         table=sql.Identifier(table.schema_name, table.table_name),
-        table_id=sql.Literal(table.table_id),
-        key_text=key_text,
         condition=condition,
     )
     async with connection.cursor(name="snapshot") as cursor:
@@ -112,6 +108,22 @@ async def _pages(
             yield [SnapshotRow(*columns) for columns in page]
 
 
-def _expression(template: str) -> sql.SQL:
+def row_columns(table: CatalogTable) -> sql.Composable:
+    """The columns of a `SnapshotRow` of the table `t`."""
+    # A subquery, not a join: whatever the statistics say, each version is one look into the primary key.
+    # Where they lagged behind a bulk load, the join was a loop over all of a table's states for each row.
+    return sql.SQL(
+        "({key})::text, coalesce((SELECT s.version FROM cloudsync.row_state AS s"
+        " WHERE s.table_id = {table_id} AND s.key = {key_text}), 0), ({row})::text"
+    ).format(
+        key=expression(table.key_expression),
+        row=expression(table.row_expression),
+        table_id=sql.Literal(table.table_id),
+        key_text=expression(table.key_text_expression),
+    )
+
+
+def expression(template: str, *, key: str = "") -> sql.SQL:
+    """A template of the catalog for the row `t`, and for a key where it compares with one."""
     # Made by cloudsync.track() from the system catalog, identifiers quoted there.
-    return sql.SQL(template.replace("{row}", "t").replace("%", "%%"))
+    return sql.SQL(template.replace("{row}", "t").replace("{key}", key).replace("%", "%%"))

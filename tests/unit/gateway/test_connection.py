@@ -23,7 +23,7 @@ from cloudsync.sync.catalog import CatalogTable, TableColumn
 from cloudsync.tokens import Principal
 
 COLUMNS = {n: TableColumn(n, "text", "text", "text") for n in ("id", "a", "b")}
-TABLE = CatalogTable(1, "public.t", "public", "t", ("id",), COLUMNS, "", "", "")
+TABLE = CatalogTable(1, "public.t", "public", "t", ("id",), COLUMNS, "", "", "", "")
 TOPIC = Topic("topic", "acme", "public.t", ())
 
 

@@ -1,0 +1,153 @@
+"""Coming back: from where a view was left to the live stream, in the cheapest way that misses nothing.
+
+Replay from the feeds, else the net difference from PostgreSQL, else a fresh snapshot. The hand-over is that
+of a subscription: what is routed is held from before the topic is registered until the past has been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Any, Literal
+
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from cloudsync import logs
+from cloudsync.errors import SealBroken
+from cloudsync.events import DROP, SCHEMA, TRUNCATE
+from cloudsync.feeds.history import RangeGone
+from cloudsync.gateway.hub import Hub, Subscription
+from cloudsync.gateway.replay import ENDING, Replayer
+from cloudsync.gateway.watermark import Watermark
+from cloudsync.protocol.frames import Body, Verdict, batches, departure_text, project_text, snapshot_text
+from cloudsync.settings import Settings
+from cloudsync.sync.cursor import Cursor
+from cloudsync.sync.differential import HorizonPassed, Page, open_differential
+
+Resumed = Literal["replay", "differential", "resync"]
+
+_log = logs.get("gateway")
+
+
+class Outcome(Enum):
+    """What has become of a subscription that came back."""
+
+    LIVE = "it is live"
+    VOID = "its view cannot be continued"
+    TRUNCATED = TRUNCATE
+    SCHEMA_CHANGED = SCHEMA
+    TABLE_DROPPED = DROP
+
+
+class Resumption:
+    """Brings subscriptions that hold from their cursor to the live stream."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        hub: Hub,
+        pool: AsyncConnectionPool[AsyncConnection[Any]],
+        places: asyncio.Semaphore,
+    ) -> None:
+        self._settings = settings
+        self._hub = hub
+        self._pool = pool
+        self._places = places
+        self.replayer: Replayer | None = None
+        """The feeds of the current registration."""
+
+    def expect(self, cursor: Cursor, watermark: Watermark | None) -> Resumed:
+        """What a cursor of this platform's will lead to, as far as is known without asking anybody."""
+        replayer = self.replayer
+        if replayer is None or cursor.database_id != replayer.keys.database_id:
+            return "resync"
+        if not replayer.covers(cursor):
+            return "differential"
+        if watermark is not None and (
+            cursor.position < watermark.floor
+            or watermark.fed_bytes - cursor.fed_bytes > self._settings.replay_bytes
+        ):
+            return "differential"
+        return "replay"
+
+    async def catch_up(self, subscription: Subscription) -> Outcome:
+        """Send a registered subscription that holds what it missed since its cursor, and make it live.
+
+        Raises Interrupted, redis or psycopg errors: it still holds then, and may try again.
+        """
+        since, replayer = subscription.since, self.replayer
+        if since is None or replayer is None or since.database_id != replayer.keys.database_id:
+            return Outcome.VOID
+        if replayer.covers(since):
+            try:
+                return await self._replay(subscription, replayer, since)
+            except (RangeGone, SealBroken) as reason:
+                _log.info("no replay: differential", reason=str(reason), since=str(since.position))
+        try:
+            return await self._differ(subscription, since)
+        except HorizonPassed:
+            return Outcome.VOID
+
+    async def _replay(self, subscription: Subscription, replayer: Replayer, since: Cursor) -> Outcome:
+        missed = await replayer.missed(subscription.topic, since)
+        table_event = missed.table_event(since.position)
+        if table_event is not None:
+            return Outcome(table_event.op)
+        connection = subscription.connection
+        if subscription.pending is not None:  # its rows wait for the window, and these are newer
+            held = [matched for matched in subscription.release() if not missed.covers(matched)]
+            self._hub.deliver(subscription, missed.after(since.position) + held)
+            connection.push(subscription.sub, _ending())
+            connection.release(subscription)
+            return Outcome.LIVE
+        for body in missed.bodies(subscription, since.position):
+            connection.push(subscription.sub, body)
+            if not await connection.room():
+                return Outcome.LIVE  # closed: nobody is there to be told more
+        held = [matched for matched in subscription.release() if not missed.covers(matched)]
+        self._hub.deliver(subscription, held)
+        connection.release(subscription)
+        return Outcome.LIVE
+
+    async def _differ(self, subscription: Subscription, since: Cursor) -> Outcome:
+        connection, table = subscription.connection, subscription.table
+        principal = connection.principal
+        if principal is None:
+            return Outcome.LIVE
+        async with (
+            self._places,
+            self._pool.connection(timeout=30) as database,
+            open_differential(
+                database, principal, table, subscription.topic.where, since.horizon
+            ) as differential,
+        ):
+            if differential.table_event is not None:
+                return Outcome(differential.table_event)
+            subscription.show(differential.visibility)
+            async for page in differential.pages:
+                for body in batches(_texts(subscription, page), limit_bytes=self._settings.batch_bytes):
+                    connection.push(subscription.sub, body)
+                if not await connection.room():
+                    return Outcome.LIVE
+        connection.push(subscription.sub, _ending())
+        self._hub.deliver(subscription, subscription.release())
+        connection.release(subscription)
+        return Outcome.LIVE
+
+
+def _ending() -> Body:
+    """An empty frame that ends what was missed."""
+    (body,) = batches((), limit_bytes=0, ending=ENDING)
+    return body
+
+
+def _texts(subscription: Subscription, page: Page) -> list[tuple[Verdict, str]]:
+    table, columns = subscription.table.name, subscription.columns
+    texts: list[tuple[Verdict, str]] = [
+        ("delete", departure_text(table, d.key, d.version)) for d in page.departed
+    ]
+    for row in page.present:
+        texts.append(("create", snapshot_text(table, row.key, row.version, project_text(row.row, columns))))
+    return texts
