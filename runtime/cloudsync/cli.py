@@ -27,6 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+audit = typer.Typer(help="The audit log: whether it is as it was written, and what it says.")
+app.add_typer(audit, name="audit", rich_help_panel="Audit")
+
 _PROCESSES = "Processes of a deployment"
 _DEVELOPMENT = "Development"
 _TABLES = "Tables"
@@ -349,6 +352,50 @@ def demo(context: typer.Context) -> None:
     from cloudsync.dev import demo as demonstration
 
     _exit_with(demonstration.main(context.args))
+
+
+# The audit log
+
+
+@audit.command("verify")
+def audit_verify(
+    since: Annotated[str | None, typer.Option(metavar="DATE", help="First day, UTC; else all kept.")] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEAD", help="A head from the auditor's logs: rows up to it must be there."),
+    ] = None,
+    keyring: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Else CLOUDSYNC_KEYRING_FILE, else the folder's.")
+    ] = None,
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Compute every chain again and name the first row of each that is wrong; then exit with status 1."""
+    from cloudsync.audit import command
+    from cloudsync.dev import connections
+    from cloudsync.keyring import Keyring
+
+    keys = Keyring.load(keyring or connections.keyring_file(data))
+    url = connections.postgres_url(postgres_url, data)
+    _exit_with(command.verify(url, keys, since=since, expect=expect or []))
+
+
+@audit.command("export")
+def audit_export(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's rows.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Recorded from then on, ISO 8601.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Recorded before then.")] = None,
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Print the log as JSON lines."""
+    from cloudsync.audit import command
+    from cloudsync.dev import connections
+
+    url = connections.postgres_url(postgres_url, data)
+    command.export_lines(url, tenant=tenant, since=since, until=until)
 
 
 # Arguments and errors

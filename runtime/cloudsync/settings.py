@@ -112,6 +112,12 @@ class Settings(BaseSettings):
         description="Sealed bytes that a replay may read and a gateway keeps for it; more is a differential.",
     )
 
+    # Audit
+    audit_enabled: bool = Field(default=True, description="Write the audit log; the same for every process.")
+    audit_stream_budget_bytes: int = Field(
+        default=8 * 1024 * 1024, ge=64 * 1024, description="Routed and not yet in the audit log, per shard."
+    )
+
     # API
     api_host: str = "127.0.0.1"
     api_port: Port = 8080

@@ -23,7 +23,8 @@ BEGIN
             ('cloudsync_client', 'NOLOGIN'),
             ('cloudsync_relay', 'LOGIN'),
             ('cloudsync_service', 'LOGIN'),
-            ('cloudsync_analytics', 'NOLOGIN')) AS wanted (name, options)
+            ('cloudsync_analytics', 'NOLOGIN'),
+            ('cloudsync_auditor', 'NOLOGIN')) AS wanted (name, options)
     LOOP
         IF NOT EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = role.name) THEN
             BEGIN
@@ -289,9 +290,10 @@ CREATE TABLE cloudsync.tenants (
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
+-- No values of rows: what changed, when, by whom, and to how many it was told. Rows of one writer and day are a chain.
 CREATE TABLE cloudsync.audit_log (
-    id bigint GENERATED ALWAYS AS IDENTITY (CACHE 64),
-    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    at timestamptz NOT NULL,
+    happened_at timestamptz NOT NULL,
     writer text NOT NULL,
     sequence bigint NOT NULL,
     tenant_id text,
@@ -299,17 +301,36 @@ CREATE TABLE cloudsync.audit_log (
     client_id text,
     kind text NOT NULL,
     table_name text,
-    key jsonb,
+    key json,
     event_id text,
     outcome text,
-    counts jsonb,
-    previous_digest bytea,
-    digest bytea,
-    PRIMARY KEY (at, id)
+    counts json,
+    digest bytea NOT NULL
 ) PARTITION BY RANGE (at);
-CREATE INDEX audit_log_tenant ON cloudsync.audit_log (tenant_id, at);
-CREATE INDEX audit_log_writer ON cloudsync.audit_log (writer, sequence);
+-- As little as a range of time needs: every other index would be paid by each change.
+CREATE INDEX audit_log_at ON cloudsync.audit_log USING brin (at);
 CREATE TABLE cloudsync.audit_log_default PARTITION OF cloudsync.audit_log DEFAULT;
+COMMENT ON COLUMN cloudsync.audit_log.at IS 'when the row was written; happened_at: when what it tells of was committed';
+COMMENT ON COLUMN cloudsync.audit_log.digest IS
+    'HMAC-SHA256 of the writer''s row before and this one; json, not jsonb, so that the text stays as it was hashed';
+
+-- Where each chain ends: rows cut off from its end are missed.
+CREATE TABLE cloudsync.audit_heads (
+    writer text NOT NULL,
+    day date NOT NULL,
+    sequence bigint NOT NULL,
+    digest bytea NOT NULL,
+    seal bytea NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (writer, day)
+) WITH (fillfactor = 50);
+
+CREATE TABLE cloudsync.audit_progress (
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
+    progress json NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE cloudsync.audit_progress IS 'up to where each shard has been audited; committed with the rows';
 
 -- One row per lock of audience_lock(): a writer with an old snapshot learns here that the audience moved on.
 CREATE TABLE cloudsync.audience_locks (
@@ -2149,6 +2170,9 @@ BEGIN
     EXECUTE format('WITH moved AS (DELETE FROM cloudsync.%I WHERE %I >= %L AND %I < %L RETURNING *) INSERT INTO cloudsync.%I SELECT * FROM moved',
         base || '_default', column_name, from_time, column_name, to_time, name);
     EXECUTE format('ALTER TABLE %s ATTACH PARTITION cloudsync.%I FOR VALUES FROM (%L) TO (%L)', parent, name, from_time, to_time);
+    IF base = 'audit_log' THEN -- who may read it asks the whole table, where that is granted
+        EXECUTE format('REVOKE SELECT ON cloudsync.%I FROM cloudsync_analytics', name);
+    END IF;
     RETURN true;
 END
 $$;
@@ -2226,6 +2250,8 @@ BEGIN
     END;
     BEGIN
         dropped := dropped || cloudsync.drop_partitions('cloudsync.audit_log', today - 30);
+        DELETE FROM cloudsync.audit_log_default l WHERE l.at < (today - 30)::timestamptz;
+        DELETE FROM cloudsync.audit_heads h WHERE h.day < today - 30;
     EXCEPTION WHEN lock_not_available THEN
         postponed := postponed || 'dropping old audit records'::text;
     END;
@@ -2340,13 +2366,18 @@ GRANT SELECT ON cloudsync.change_log, cloudsync.tracked_tables, cloudsync.row_st
     cloudsync.retention, cloudsync.migrations, cloudsync.pending_events TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE ON cloudsync.clients, cloudsync.conflicts, cloudsync.tenants TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE, DELETE ON cloudsync.mutations, cloudsync.text_ops TO cloudsync_service;
-GRANT SELECT, INSERT ON cloudsync.audit_log TO cloudsync_service;
+-- What is in the log can be added to, and read by those who were given the right to: cloudsync_auditor.
+GRANT INSERT ON cloudsync.audit_log TO cloudsync_service;
+GRANT SELECT, INSERT, UPDATE ON cloudsync.audit_heads, cloudsync.audit_progress TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text) TO cloudsync_service;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA cloudsync TO cloudsync_analytics;
+REVOKE SELECT ON cloudsync.audit_log, cloudsync.audit_log_default, cloudsync.audit_heads, cloudsync.audit_progress
+    FROM cloudsync_analytics;
+GRANT SELECT ON cloudsync.audit_log, cloudsync.audit_heads TO cloudsync_auditor;
 
 RESET ROLE;
 

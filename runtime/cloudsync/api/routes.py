@@ -19,6 +19,7 @@ from cloudsync.api.bodies import (
     TokenRequest,
 )
 from cloudsync.api.services import Caller, Served
+from cloudsync.audit.records import CLIENT_REGISTERED, CLIENT_REVOKED
 from cloudsync.feeds.keys import REVOKED_CHANNEL
 from cloudsync.protocol.messages import SUBPROTOCOL
 from cloudsync.registry import clients
@@ -53,6 +54,7 @@ def public(settings: Settings) -> APIRouter:
                 connection, principal, name=wanted.name, platform=wanted.platform
             )
         )
+        served.note(CLIENT_REGISTERED, principal, client.client_id)
         return ClientBody.model_validate(client)
 
     @router.get("/clients", summary="The caller's live clients")
@@ -70,6 +72,7 @@ def public(settings: Settings) -> APIRouter:
         found = await served.database(lambda connection: clients.revoke(connection, principal, client_id))
         if not found:
             return failures.answer("not_found", "You have no client with this id.")
+        served.note(CLIENT_REVOKED, principal, client_id)
         # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.
         await served.redis.publish(REVOKED_CHANNEL, client_id)
         return Response(status_code=204)

@@ -13,6 +13,10 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg_pool import AsyncConnectionPool
 
+from cloudsync.audit.journal import Journal, open_journal
+from cloudsync.audit.records import TOKEN_REFUSED, Record
+from cloudsync.errors import TokenRefused
+from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings
 from cloudsync.tokens import Principal, TokenVerifier
 
@@ -29,6 +33,12 @@ class Services:
 
     def __init__(self, settings: Settings) -> None:
         settings.require("postgres_url", "redis_events_url")
+        self.journal: Journal | None = None
+        if settings.audit_enabled:
+            settings.require("keyring_file")
+            assert settings.keyring_file is not None  # noqa: S101 - required above
+            self.journal = open_journal(settings, Keyring.load(settings.keyring_file), role="api")
+        self._journaling: asyncio.Task[None] | None = None
         self.settings = settings
         self.verifier = TokenVerifier(settings)
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
@@ -55,8 +65,14 @@ class Services:
 
     async def start(self) -> None:
         await self._pool.open(wait=False)
+        if self.journal is not None:
+            self._journaling = asyncio.create_task(self.journal.run())
 
     async def stop(self) -> None:
+        if self.journal is not None and self._journaling is not None:
+            self._journaling.cancel()
+            await asyncio.wait([self._journaling])
+            await self.journal.close()
         await self.redis.aclose()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=2)
@@ -85,6 +101,14 @@ class Services:
         self._leaving.discard(task)
         if not task.cancelled():
             task.exception()  # nobody waits for it any more
+
+    def note(
+        self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None
+    ) -> None:
+        """Leave a security event to the audit."""
+        if self.journal is not None:
+            tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
+            self.journal.note(Record(kind=kind, tenant=tenant, user=user, client=client_id, outcome=outcome))
 
     async def readiness(self) -> dict[str, str]:
         """State of each dependency: `ok` or `unreachable`."""
@@ -125,9 +149,13 @@ async def caller(
 ) -> Principal:
     """The principal of the bearer token. Raises TokenRefused."""
     token = credentials.credentials if credentials else ""
-    if served.verifier.blocking:
-        return await asyncio.to_thread(served.verifier.verify, token)
-    return served.verifier.verify(token)
+    try:
+        if served.verifier.blocking:
+            return await asyncio.to_thread(served.verifier.verify, token)
+        return served.verifier.verify(token)
+    except TokenRefused as error:
+        served.note(TOKEN_REFUSED, None, outcome=error.code)
+        raise
 
 
 Caller = Annotated[Principal, Depends(caller)]

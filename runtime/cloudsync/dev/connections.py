@@ -15,6 +15,11 @@ def postgres_url(given: str | None, folder: Path) -> str:
     return given or os.environ.get("CLOUDSYNC_POSTGRES_URL") or state.require(folder).postgres_url
 
 
+def keyring_file(folder: Path) -> Path:
+    """The file with the sealing keys. Raises NotRunning."""
+    return Path(os.environ.get("CLOUDSYNC_KEYRING_FILE") or state.require(folder).keyring_file)
+
+
 def api_url(given: str | None, folder: Path) -> str:
     """The API's URL. Raises NotRunning."""
     url = given or os.environ.get("CLOUDSYNC_API_URL") or state.require(folder).api_url

@@ -72,6 +72,13 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
     def lock(self, shard: int) -> str:
         return self._shard(shard, "lock")
 
+    def audit(self, shard: int) -> str:
+        """What has been routed and is not yet in the audit log."""
+        return self._shard(shard, "audit")
+
+    def audit_size(self, shard: int) -> str:
+        return self._shard(shard, "audit_size")
+
     def starting(self, shard: int) -> str:
         return self._shard(shard, "starting")
 
@@ -90,6 +97,11 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
     @property
     def gateways(self) -> str:
         return self._global("gateways")
+
+    @property
+    def receipts(self) -> str:
+        """What gateways tell the audit of what they have handed out."""
+        return self._global("receipts")
 
     @property
     def registry(self) -> str:
@@ -123,6 +135,13 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
     def entry_context(self, shard: int, entry_id: str) -> bytes:
         """Associated data of a sealed feed entry."""
         return f"{self.database_id}:{self.epoch}:{shard}:{entry_id}".encode()
+
+    def audit_context(self, shard: int, entry_id: str) -> bytes:
+        """Associated data of what a router tells the audit."""
+        return f"{self.database_id}:{self.epoch}:audit:{shard}:{entry_id}".encode()
+
+    def receipts_context(self, gateway_id: str) -> bytes:
+        return f"{self.database_id}:{self.epoch}:receipts:{gateway_id}".encode()
 
     def delivery_context(self, gateway_id: str, places: Iterable[tuple[int, str]]) -> bytes:
         """Associated data of a sealed delivery: the gateway, and where each shard is routed to."""

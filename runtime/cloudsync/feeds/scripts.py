@@ -155,12 +155,34 @@ return #KEYS
 ROUTED: Final = (
     _ALSO_WHEN_FULL
     + """
--- KEYS lock done   ARGV token ttl_ms expected id
+-- KEYS lock done audit audit_size   ARGV token ttl_ms expected id audited budget_bytes
 -- Moves `done` if the lease and the position are still ours; renews the lease. 1 moved, 0 not ours any more.
+-- What was routed is left for the audit in the same step. Nothing that is wrong there may hold up routing: an
+-- entry that does not fit or is refused is missing, and the next one's `p` shows it.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if (redis.call('GET', KEYS[2]) or '0-0') ~= ARGV[3] then return 0 end
 redis.call('SET', KEYS[2], ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+if ARGV[5] ~= '' and (tonumber(redis.call('GET', KEYS[4])) or 0) + #ARGV[5] <= tonumber(ARGV[6]) then
+  local added = redis.pcall('XADD', KEYS[3], ARGV[4], 'p', ARGV[3], 'd', ARGV[5])
+  if type(added) == 'string' then redis.call('INCRBY', KEYS[4], #ARGV[5]) end
+end
+return 1
+"""
+)
+
+AUDITED: Final = (
+    _ALSO_WHEN_FULL
+    + """
+-- KEYS audit audit_size   ARGV id bytes
+-- Everything up to id is in the audit log, bytes of it.
+local lsn, ordinal = string.match(ARGV[1], '(%d+)-(%d+)')
+redis.call('XTRIM', KEYS[1], 'MINID', '=', lsn .. '-' .. string.format('%.0f', tonumber(ordinal) + 1))
+if redis.call('XLEN', KEYS[1]) == 0 then
+  redis.call('DEL', KEYS[2])
+else
+  redis.call('DECRBY', KEYS[2], ARGV[2])
+end
 return 1
 """
 )

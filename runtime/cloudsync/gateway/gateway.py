@@ -21,6 +21,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cloudsync import logs
+from cloudsync.audit.journal import Journal, open_journal
+from cloudsync.audit.receipts import Receipts
+from cloudsync.audit.records import CONNECTED, Record
 from cloudsync.errors import SealBroken
 from cloudsync.events import ORIGIN, Position
 from cloudsync.feeds.connection import connect_async, text_of
@@ -73,10 +76,13 @@ class Gateway:
         self.users: dict[tuple[str, str], int] = {}
         self.draining = False
         self.degraded = False
+        self.journal: Journal | None = open_journal(settings, keyring, role="gateway")
+        self._receipts = Receipts(keyring.sealer(), gateway_id) if settings.audit_enabled else None
         self.hub = Hub(
             realtime_limit=settings.realtime_limit,
             batch_bytes=settings.batch_bytes,
             hold_bytes=settings.backlog_bytes,
+            receipts=self._receipts,
         )
         self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             settings.postgres_url,
@@ -85,7 +91,9 @@ class Gateway:
             open=False,
             kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
         )
-        self.subscriptions = Subscriptions(settings=settings, keyring=keyring, hub=self.hub, pool=self.pool)
+        self.subscriptions = Subscriptions(
+            settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
+        )
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -108,8 +116,12 @@ class Gateway:
                 tasks.create_task(self._keep_registered())
                 tasks.create_task(self._tend_connections())
                 tasks.create_task(self._watch_revocations())
+                if self.journal is not None:
+                    tasks.create_task(self.journal.run())
         finally:
             await self.subscriptions.stop()
+            if self.journal is not None:
+                await self.journal.close()
             if self._registration is not None:
                 with contextlib.suppress(RedisError, OSError, TimeoutError):
                     await asyncio.wait_for(self._registration.leave(), 2)
@@ -145,6 +157,7 @@ class Gateway:
         principal, client_id = connection.principal, connection.client_id
         if principal is not None and client_id is not None and self.registry is not None:
             self.registry.connected(principal, client_id)
+        self.note(CONNECTED, principal, client_id)
 
     def left(self, connection: Connection) -> None:
         """The connection ended, whyever."""
@@ -200,6 +213,15 @@ class Gateway:
                 if not await reaches_back(connection, cursor.horizon):
                     return "resync"
         return resumed
+
+    def note(
+        self, kind: str, principal: Principal | None = None, client_id: str | None = None,
+        outcome: str | None = None,
+    ) -> None:  # fmt: skip
+        """Leave a security event to the audit."""
+        if self.journal is not None:
+            tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
+            self.journal.note(Record(kind=kind, tenant=tenant, user=user, client=client_id, outcome=outcome))
 
     async def drain(self) -> None:
         """Send every client elsewhere: told first, each with a delay of its own, then closed in batches."""
@@ -264,8 +286,9 @@ class Gateway:
         self.keys = keys
         self._registration = registration
         self._stream = DeliveryStream(
-            self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event
-        )
+            self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event,
+            self._receipts,
+        )  # fmt: skip
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
         self._watermark = None
         self.subscriptions.resumption.replayer = Replayer(
@@ -324,6 +347,8 @@ class Gateway:
         while True:
             if self.registry is not None:
                 await self.registry.flush()
+            if self._receipts is not None and self.keys is not None:
+                await self._receipts.flush(self._redis, self.keys)
             await asyncio.sleep(_REGISTRY_EVERY_S)
 
     # Connections

@@ -11,6 +11,7 @@ import psycopg
 from psycopg_pool import PoolTimeout
 
 from cloudsync import logs
+from cloudsync.audit.records import CLIENT_REFUSED, TOKEN_REFUSED
 from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
@@ -94,6 +95,7 @@ class WebSocketHandler:
         try:
             principal = await self._verify(token)
         except TokenRefused as error:
+            gateway.note(TOKEN_REFUSED, outcome=error.code)
             connection.close(_close_for(error), Error(error.code, str(error)))
             return False
         if len(gateway.connections) > gateway.settings.connections_per_gateway:
@@ -115,6 +117,7 @@ class WebSocketHandler:
             async with gateway.pool.connection(timeout=5) as database:
                 await clients.verify(database, principal, hello.client_id)
         except ClientRefused as refusal:
+            gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
             return False
         except (psycopg.Error, PoolTimeout):
@@ -187,6 +190,7 @@ class WebSocketHandler:
             except BadAck as error:
                 connection.close(Close.PROTOCOL_ERROR, Error(error.code, str(error)))
             except TokenRefused as error:
+                self._gateway.note(TOKEN_REFUSED, connection.principal, connection.client_id, error.code)
                 connection.close(_close_for(error), Error(error.code, str(error)))
             except RequestError as error:
                 connection.control(Error(error.code, str(error), _reference(text)))

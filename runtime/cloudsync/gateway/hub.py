@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from cloudsync.audit.receipts import Receipts
 from cloudsync.events import MATCHED_BEFORE, MATCHES_NOW, ChangeEvent
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.news import News
@@ -150,10 +151,13 @@ class HostedTopic:
 class Hub:
     """All topics of this gateway."""
 
-    def __init__(self, *, realtime_limit: int, batch_bytes: int, hold_bytes: int) -> None:
+    def __init__(
+        self, *, realtime_limit: int, batch_bytes: int, hold_bytes: int, receipts: Receipts | None = None
+    ) -> None:
         self._realtime_limit = realtime_limit
         self._batch_bytes = batch_bytes
         self._hold_bytes = hold_bytes
+        self._receipts = receipts
         self.topics: dict[str, HostedTopic] = {}
 
     def topic(self, topic: Topic) -> HostedTopic:
@@ -175,8 +179,10 @@ class Hub:
         oldest_xid = min(event.xid for event, _ in matched)
         for columns, group in hosted.groups.items():
             news: News | None = None
+            told = 0
             for subscription in list(group):
                 if subscription.held is not None:
+                    self._tell_receipts(matched, subscription)
                     if subscription.hold(matched) > self._hold_bytes:
                         subscription.connection.close(
                             Close.SLOW,
@@ -186,12 +192,18 @@ class Hub:
                         )
                     continue
                 if shared and oldest_xid >= subscription.visibility.xmax:
+                    told += 1
                     if news is None:
                         news = self._news(_for_all(matched), columns)
                     if news.events:
                         subscription.connection.offer(subscription, news)
                 else:
+                    self._tell_receipts(matched, subscription)
                     self.deliver(subscription, matched)
+            if told and self._receipts is not None:
+                for event, bits in matched:
+                    if _shared(bits) is not None:
+                        self._receipts.told(event, bits, told)
 
     def deliver(self, subscription: Subscription, matched: Iterable[Matched]) -> None:
         """Send one subscription the events that concern its user and were not in its snapshot."""
@@ -206,6 +218,15 @@ class Hub:
         if own:
             subscription.connection.offer(subscription, self._news(own, subscription.columns))
 
+    def _tell_receipts(self, matched: list[Matched], subscription: Subscription) -> None:
+        """Of events whose readers differ. What a snapshot shows or is about to show counts as told by it."""
+        principal = subscription.connection.principal
+        if self._receipts is None or principal is None:
+            return
+        for event, bits in matched:
+            if verdict_for(event, bits, principal.user) is not None:
+                self._receipts.told(event, bits, 1)
+
     def _news(self, events: list[tuple[ChangeEvent, Verdict]], columns: tuple[str, ...] | None) -> News:
         return News(events, columns, realtime_limit=self._realtime_limit, batch_bytes=self._batch_bytes)
 
@@ -213,7 +234,11 @@ class Hub:
 def _for_all(matched: list[Matched]) -> list[tuple[ChangeEvent, Verdict]]:
     events = []
     for event, bits in matched:
-        verdict = shared_verdict(bool(bits & MATCHED_BEFORE), bool(bits & MATCHES_NOW), bits)
+        verdict = _shared(bits)
         if verdict is not None:
             events.append((event, verdict))
     return events
+
+
+def _shared(bits: int) -> Verdict | None:
+    return shared_verdict(bool(bits & MATCHED_BEFORE), bool(bits & MATCHES_NOW), bits)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from cloudsync import logs
+from cloudsync.audit.receipts import Receipts
 from cloudsync.events import ORIGIN, ROW_OPERATIONS, ChangeEvent, Delivery, Position
 from cloudsync.feeds.deliveries import decode_deliveries, parse_places
 from cloudsync.feeds.keys import Keys
@@ -37,7 +38,7 @@ class DeliveryStream:
 
     def __init__(
         self, redis: Redis, keys: Keys, keyring: Keyring, gateway_id: str, hub: Hub,
-        on_table_event: Callable[[ChangeEvent], None],
+        on_table_event: Callable[[ChangeEvent], None], receipts: Receipts | None = None,
     ) -> None:  # fmt: skip
         self._redis = redis
         self._keys = keys
@@ -45,6 +46,7 @@ class DeliveryStream:
         self._gateway_id = gateway_id
         self._hub = hub
         self._on_table_event = on_table_event
+        self._receipts = receipts
         self._consumed = redis.register_script(CONSUMED)
         self._positions: list[Position] = [ORIGIN] * SHARDS
         self._unreported_bytes = 0
@@ -132,6 +134,8 @@ class DeliveryStream:
     def _sort(self, delivery: Delivery, by_topic: dict[str, list[Matched]]) -> None:
         events = delivery.events
         for event in events:
+            if self._receipts is not None:
+                self._receipts.took(delivery.shard, event)
             if event.op not in ROW_OPERATIONS:
                 self._flush(by_topic)
                 self._on_table_event(event)

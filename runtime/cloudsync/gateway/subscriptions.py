@@ -18,6 +18,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.exceptions import RedisError
 
 from cloudsync import logs
+from cloudsync.audit.journal import Journal
+from cloudsync.audit.records import SUBSCRIPTION_REFUSED, Record
 from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent, Position
 from cloudsync.gateway.connection import Connection
@@ -76,11 +78,13 @@ class Subscriptions:
         keyring: Keyring,
         hub: Hub,
         pool: AsyncConnectionPool[AsyncConnection[Any]],
+        journal: Journal | None = None,
     ) -> None:
         self._settings = settings
         self._keyring = keyring
         self._hub = hub
         self._pool = pool
+        self._journal = journal
         self._catalog = Catalog()
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
         self.resumption = Resumption(settings=settings, hub=hub, pool=pool, places=self._snapshots)
@@ -200,7 +204,9 @@ class Subscriptions:
         try:
             table, subscription = await self._prepare(connection, request)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for ever
-            connection.control(_error(error, request.id))
+            answer = _error(error, request.id)
+            connection.control(answer)
+            self._note_refusal(connection, request, answer.code)
             return
         finally:
             self._asked_over(connection, request.id)
@@ -329,6 +335,20 @@ class Subscriptions:
         # A row that is not there any more needs no answer: its departure is on its way.
         for verdict, text in _rows(table, subscription, rows):
             connection.push(subscription.sub, single(verdict, text))
+
+    def _note_refusal(self, connection: Connection, request: Subscribe, code: str) -> None:
+        principal = connection.principal
+        if self._journal is not None and principal is not None:
+            self._journal.note(
+                Record(
+                    kind=SUBSCRIPTION_REFUSED,
+                    tenant=principal.tenant,
+                    user=principal.user,
+                    client=connection.client_id,
+                    table=request.table[:200],
+                    outcome=code,
+                )
+            )
 
     # Tables that change
 

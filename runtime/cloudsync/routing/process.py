@@ -25,6 +25,10 @@ def run_worker(settings: Settings, queue: Literal["routing", "general"] = "routi
     application.conf.cloudsync_queue = queue
     if queue == "routing":
         application.steps["worker"].add(SubscriberStep)
+    elif settings.audit_enabled:
+        from cloudsync.routing.auditing import AuditStep
+
+        application.steps["worker"].add(AuditStep)
     application.worker_main(
         [
             "worker",

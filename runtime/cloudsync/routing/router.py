@@ -15,6 +15,7 @@ from typing import Any, Final
 import redis
 
 from cloudsync import logs
+from cloudsync.audit.records import encode_routed
 from cloudsync.events import (
     ORIGIN,
     ROW_OPERATIONS,
@@ -33,6 +34,7 @@ from cloudsync.metrics.definitions import EVENTS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.registry.matcher import Matcher, changed_columns, part_told
 from cloudsync.registry.topics import RegistryView
+from cloudsync.routing.trail import Trail
 from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 
@@ -201,13 +203,15 @@ class Router:
         routed_us = time.time_ns() // 1000
         everyone: list[str] | None = None
         outgoing: dict[str, list[tuple[Position, Delivery]]] = {}
+        trails: dict[int, Trail] = {}
         for shard, (end, part) in batches.items():
             if everyone is None and any(e.op not in ROW_OPERATIONS for e in part):
                 everyone = self._live_gateways()
-            for gateway_id, delivery in self._route(shard, part, routed_us, everyone or []).items():
+            trail = trails[shard] = Trail(shard, part)
+            for gateway_id, delivery in self._route(shard, part, routed_us, everyone or [], trail).items():
                 outgoing.setdefault(gateway_id, []).append((end, delivery))
-        self._send(outgoing)
-        self._move_done({shard: end for shard, (end, _) in batches.items()})
+        refused = self._send(outgoing)
+        self._move_done({s: end for s, (end, _) in batches.items()}, trails, refused)
         self.routed_events += len(events)
         self._counted.add(len(events))
         return len(events)
@@ -224,11 +228,11 @@ class Router:
         return Position.from_entry_id(entries[-1][0]), events
 
     def _route(
-        self, shard: int, events: list[ChangeEvent], routed_us: int, everyone: list[str]
+        self, shard: int, events: list[ChangeEvent], routed_us: int, everyone: list[str], trail: Trail
     ) -> dict[str, Delivery]:
         """What each gateway is to be told of one shard's batch."""
         deliveries: dict[str, Delivery] = {}
-        places: dict[str, dict[int, int]] = {}
+        places = trail.places
         matches: dict[tuple[str, str], TopicMatch] = {}
 
         def place(gateway_id: str, number: int, event: ChangeEvent) -> int:
@@ -250,6 +254,7 @@ class Router:
                 continue
             part = part_told(event, shard)
             for hosted, verdict in self._matcher.match(event):
+                trail.topics[number] += 1
                 topic_id = hosted.topic.id
                 for gateway_id in hosted.gateways:
                     at = place(gateway_id, number, event)
@@ -267,10 +272,11 @@ class Router:
         members: Any = self._redis.zrange(self._keys.gateways, 0, -1)
         return [m.decode() for m in members]
 
-    def _send(self, outgoing: dict[str, list[tuple[Position, Delivery]]]) -> None:
-        """One entry for each gateway, whatever number of shards it concerns."""
+    def _send(self, outgoing: dict[str, list[tuple[Position, Delivery]]]) -> set[str]:
+        """One entry for each gateway, whatever number of shards it concerns; returns who did not take it."""
+        refused: set[str] = set()
         if not outgoing:
-            return
+            return refused
         with self._redis.pipeline(transaction=False) as pipeline:
             for gateway_id, parts in outgoing.items():
                 places = [(delivery.shard, end.entry_id) for end, delivery in parts]
@@ -288,24 +294,31 @@ class Router:
                 pipeline.evalsha(self._deliver.sha, 3, *names, sealed, budget, _STREAM_TTL_MS, *arguments)
             answers = pipeline.execute()
         for gateway_id, answer in zip(outgoing, answers, strict=True):
+            if answer < 0:
+                refused.add(gateway_id)
             if answer == -1:
                 _log.info("gateway is not registered", gateway=gateway_id)
                 self._registry.forget_gateway(gateway_id)
             elif answer == -2:
                 _log.warning("gateway does not read its stream: over budget", gateway=gateway_id)
+        return refused
 
-    def _move_done(self, ends: dict[int, Position]) -> None:
+    def _move_done(self, ends: dict[int, Position], trails: dict[int, Trail], refused: set[str]) -> None:
         with self._redis.pipeline(transaction=False) as pipeline:
             for shard, end in ends.items():
                 pipeline.evalsha(
                     self._routed.sha,
-                    2,
+                    4,
                     self._keys.lock(shard),
                     self._keys.done(shard),
+                    self._keys.audit(shard),
+                    self._keys.audit_size(shard),
                     self._token,
                     self._settings.routing_lease_ms,
                     self._done[shard].entry_id,
                     end.entry_id,
+                    self._audited(shard, end, trails[shard], refused),
+                    self._settings.audit_stream_budget_bytes,
                 )
             answers = pipeline.execute()
         for (shard, end), moved in zip(ends.items(), answers, strict=True):
@@ -314,6 +327,12 @@ class Router:
             else:
                 _log.warning("lease lost", shard=shard)
                 del self._done[shard]
+
+    def _audited(self, shard: int, end: Position, trail: Trail, refused: set[str]) -> bytes:
+        if not self._settings.audit_enabled:
+            return b""
+        told = encode_routed(trail.events(refused))
+        return self._sealer.seal(told, self._keys.audit_context(shard, end.entry_id))
 
 
 def _position(entry_id: bytes | str | None) -> Position:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,6 +14,7 @@ import pytest
 import uvicorn
 
 from cloudsync.api.server import _bind, create_app
+from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings, load
 from cloudsync.tokens import development_token
 
@@ -51,12 +53,20 @@ def serve() -> Serve:
 
 
 @pytest.fixture
-def settings(database: str, redis_url: str) -> Settings:
+def keyring_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keyring.json"
+    Keyring.generate().save(path)
+    return path
+
+
+@pytest.fixture
+def settings(database: str, redis_url: str, keyring_file: Path) -> Settings:
     return load(
         mode="development",
         jwt_secret=SECRET,
         postgres_url=as_service(database),
         redis_events_url=redis_url,
+        keyring_file=keyring_file,
         gateway_url_template="ws://a.test/ws/{cell} ws://b.test/ws/{cell}",
         cells=4,
     )

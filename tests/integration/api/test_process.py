@@ -42,6 +42,7 @@ class ApiProcess:
                     "CLOUDSYNC_JWT_SECRET": settings.jwt_secret,
                     "CLOUDSYNC_POSTGRES_URL": settings.postgres_url,
                     "CLOUDSYNC_REDIS_EVENTS_URL": settings.redis_events_url,
+                    "CLOUDSYNC_KEYRING_FILE": str(settings.keyring_file),
                     "CLOUDSYNC_API_PORT": str(self.port),
                     **environment,
                 },

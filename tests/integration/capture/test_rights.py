@@ -330,6 +330,7 @@ def test_roles(db: Database) -> None:
         "cloudsync_relay": [True, True, False, False, None],
         "cloudsync_service": [True, False, False, False, None],
         "cloudsync_analytics": [False, False, False, False, None],
+        "cloudsync_auditor": [False, False, False, False, None],
     }
     with psycopg.connect(db.url.replace("postgres@", "cloudsync_relay@"), autocommit=True) as relay:
         for table in ("change_log", "tracked_tables", "relay_state", "pending_events", "retention"):
@@ -341,7 +342,20 @@ def test_roles(db: Database) -> None:
         service.execute("SELECT * FROM cloudsync.change_log")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             service.execute("DELETE FROM cloudsync.change_log")
+        for query in (
+            "SELECT * FROM cloudsync.audit_log",
+            "DELETE FROM cloudsync.audit_log",
+            "UPDATE cloudsync.audit_log SET kind = ''",
+            "TRUNCATE cloudsync.audit_log",
+            "DELETE FROM cloudsync.audit_heads",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                service.execute(query.encode())
+    with db.connect("cloudsync_auditor") as auditor:
+        auditor.execute("SELECT * FROM cloudsync.audit_log, cloudsync.audit_heads")
     with db.connect("cloudsync_analytics") as analytics:
-        analytics.execute("SELECT * FROM cloudsync.audit_log, cloudsync.change_log")
+        analytics.execute("SELECT * FROM cloudsync.change_log")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            analytics.execute("SELECT * FROM cloudsync.audit_log")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             analytics.execute("INSERT INTO cloudsync.tenants VALUES ('x', 'x')")

@@ -237,8 +237,13 @@ def test_leases_are_exclusive_renewed_and_given_back_by_their_holder_only(server
     assert server.eval(scripts.RENEW, 2, locks[2], locks[3], "b", 60_000) == [1]
 
 
-def routed(server: redis.Redis, token: str, expected: str, entry_id: str, ttl_ms: int = 60_000) -> int:
-    return int(server.eval(scripts.ROUTED, 2, "{x}lock0", "{x}done", token, ttl_ms, expected, entry_id))
+def routed(
+    server: redis.Redis, token: str, expected: str, entry_id: str, ttl_ms: int = 60_000, *, audited: str = "",
+) -> int:  # fmt: skip
+    keys = ["{x}lock0", "{x}done", "{x}audit", "{x}audit_size"]
+    budget_bytes = 100
+    arguments = [token, ttl_ms, expected, entry_id, audited, budget_bytes]
+    return int(server.eval(scripts.ROUTED, len(keys), *keys, *arguments))
 
 
 def test_done_moves_with_the_lease_and_from_where_it_was(server: redis.Redis) -> None:
@@ -251,3 +256,30 @@ def test_done_moves_with_the_lease_and_from_where_it_was(server: redis.Redis) ->
     assert routed(server, "a", "0-0", "20-1") == 0
     assert server.get("{x}done") == b"10-1"
     assert 60_000 < server.pttl("{x}lock0") <= 90_000  # type: ignore[operator]
+
+
+def test_what_was_routed_is_left_for_the_audit_within_a_budget(server: redis.Redis) -> None:
+    lease(server, "a")
+    assert routed(server, "a", "0-0", "10-1", audited="x" * 60) == 1
+    assert routed(server, "a", "10-1", "20-1", audited="y" * 60) == 1  # does not fit: routing goes on
+    assert routed(server, "a", "0-0", "30-1", audited="z") == 0  # not moved: nothing is told
+    assert routed(server, "a", "20-1", "30-1") == 1
+    assert routed(server, "a", "30-1", "40-1", audited="w" * 40) == 1
+    entries: Any = server.xrange("{x}audit")
+    assert [(i, f[b"p"], f[b"d"][:1]) for i, f in entries] == [
+        (b"10-1", b"0-0", b"x"),
+        (b"40-1", b"30-1", b"w"),  # the missing positions show
+    ]
+    assert server.get("{x}audit_size") == b"100"
+    server.eval(scripts.AUDITED, 2, "{x}audit", "{x}audit_size", "10-1", 60)
+    assert server.get("{x}audit_size") == b"40"
+    server.eval(scripts.AUDITED, 2, "{x}audit", "{x}audit_size", "40-1", 1)
+    assert not server.exists("{x}audit_size"), "an empty stream holds nothing, whatever was counted"
+
+
+def test_an_audit_stream_that_refuses_does_not_hold_up_routing(server: redis.Redis) -> None:
+    lease(server, "a")
+    server.set("{x}audit", "not a stream")
+    assert routed(server, "a", "0-0", "10-1", audited="x") == 1
+    assert server.get("{x}done") == b"10-1"
+    assert not server.exists("{x}audit_size")
