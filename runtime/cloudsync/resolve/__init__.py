@@ -1,0 +1,1 @@
+"""Resolution: what becomes of a client's change when others have changed the same row."""
