@@ -1,4 +1,4 @@
-"""Our text type and the npm package `ot-text-unicode`, which JavaScript clients use, give the same results."""
+"""Our text type gives what the npm package `ot-text-unicode` gives, which JavaScript clients use."""
 
 from __future__ import annotations
 
