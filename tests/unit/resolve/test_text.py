@@ -23,8 +23,8 @@ def test_examples() -> None:
     "operation",
     [
         None, {}, "abc", [0], [-1, "a"], [""], [{"d": 0}], [{"d": ""}], [{"d": 1.5}], [{"d": True}],
-        [True, "a"], [1.0, "a"], [{}], [{"d": 1, "i": 2}], [None], [["a"]], [1], ["a", 3], ["a", "b"], [1, 2, "a"],
-        [{"d": 1}, {"d": "x"}],
+        [True, "a"], [1.0, "a"], [{}], [{"d": 1, "i": 2}], [None], [["a"]], [1], ["a", 3], ["a", "b"],
+        [1, 2, "a"], [{"d": 1}, {"d": "x"}],
     ],
 )  # fmt: skip
 def test_what_is_not_an_operation_in_normal_form(operation: object) -> None:
