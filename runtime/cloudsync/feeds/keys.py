@@ -104,6 +104,10 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
         return self._global("receipts")
 
     @property
+    def reaper(self) -> str:
+        return self._global("reaper")
+
+    @property
     def registry(self) -> str:
         return self._global("registry")
 

@@ -55,6 +55,7 @@ _RETRY_S: Final = 0.5
 _UPKEEP_EVERY_S: Final = 1.0
 _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
+_TELL_WITHIN_S: Final = 3.0
 _DRAIN_SPREAD_MS: Final = 3000
 _HORIZONS_KEPT: Final = 4096
 
@@ -244,7 +245,7 @@ class Gateway:
             except (RedisError, OSError, psycopg.Error, PoolTimeout) as error:
                 if not self.degraded:
                     _log.warning("degraded", reason=type(error).__name__, detail=str(error)[:200])
-                self.degraded = True
+                self._set_degraded(True)
             except (Gap, Lost, SealBroken) as error:
                 _log.warning("lost its place", reason=type(error).__name__, detail=str(error))
                 self._stream = None
@@ -264,7 +265,7 @@ class Gateway:
             await self._register(keys)
         elif await self._current_keys() != self.keys or not await self._registration.beat():
             raise Lost("reaped, or a new epoch began")
-        self.degraded = False
+        self._set_degraded(False)
         assert self._stream is not None  # noqa: S101 - registered above
         await until_one_fails(
             self._stream.run(), self._upkeep(self._stream), self._canary(self._stream), self._write_registry()
@@ -302,6 +303,16 @@ class Gateway:
         await self.subscriptions.register_all()
         self.subscriptions.restart(self.cursor)
         _log.info("registered", gateway=self.gateway_id, database=keys.database_id, epoch=keys.epoch)
+
+    def _set_degraded(self, degraded: bool) -> None:
+        """Clients learn of it from a heartbeat that comes soon, though not from all at once."""
+        if degraded == self.degraded:
+            return
+        self.degraded = degraded
+        now_s = time.monotonic()
+        for connection in self.connections:
+            soon_s = now_s + random.uniform(0, _TELL_WITHIN_S)  # noqa: S311 - jitter
+            connection.heartbeat_due_s = min(connection.heartbeat_due_s, soon_s)
 
     async def _upkeep(self, stream: DeliveryStream) -> None:
         assert self._registration is not None  # noqa: S101 - a stream exists only when registered

@@ -1,7 +1,8 @@
 """Which gateways are alive. A heartbeat is fenced by the token that the registration drew.
 
 A gateway that was away for too long is reaped: its topics leave the registry and its stream goes.
-When it comes back its next heartbeat fails, and it registers anew.
+When it comes back its next heartbeat fails, and it registers anew. That it was Redis which was away is no
+reason: nobody could be heard of then, and gateways go on where they were.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import BEAT, UNHOST
 
 GATEWAY_TTL_MS: Final = 15_000
+"""Not heard of for this long, while it could have been, a gateway is dead."""
+_SWEEPS_APART_MS: Final = GATEWAY_TTL_MS // 2
 _STREAM_TTL_MS: Final = 3_600_000
+"""Of what a gateway owns, its token among it: as long as a stay away that Redis outlives."""
 _LOG_LENGTH: Final = 20_000
 
 
@@ -38,7 +42,7 @@ class GatewayRegistration:
         await self._unhost_all()  # a predecessor that was killed and is followed at once is never reaped
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.delete(k.stream(gateway_id), k.sent(gateway_id))
-            pipeline.set(k.token(gateway_id), self._token, px=GATEWAY_TTL_MS)
+            pipeline.set(k.token(gateway_id), self._token, px=_STREAM_TTL_MS)
             await pipeline.execute()
         await self._redis.zadd(k.gateways, {gateway_id: int(time.time() * 1000)})
 
@@ -47,7 +51,7 @@ class GatewayRegistration:
         k, gateway_id = self._keys, self._gateway_id
         names = [k.token(gateway_id), k.gateways]
         now_ms = int(time.time() * 1000)
-        if not await self._beat(keys=names, args=[gateway_id, self._token, now_ms, GATEWAY_TTL_MS]):
+        if not await self._beat(keys=names, args=[gateway_id, self._token, now_ms, _STREAM_TTL_MS]):
             return False
         # While nothing is delivered nothing else keeps them, and without `sent` the next delivery is a gap.
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -82,8 +86,19 @@ async def fence_all(client: redis.asyncio.Redis, keys: Keys) -> None:
 
 
 def reap(client: redis.Redis, keys: Keys) -> list[str]:
-    """Remove the gateways that have not been heard of; returns their ids."""
-    oldest_ms = int(time.time() * 1000) - GATEWAY_TTL_MS
+    """Remove the gateways that have not been heard of; returns their ids. To be called every few seconds.
+
+    Where such calls were missing, Redis or the workers were away: then gateways get their time anew.
+    """
+    now_ms = int(time.time() * 1000)
+    oldest_ms = now_ms - GATEWAY_TTL_MS
+    seen: Any = client.get(keys.reaper)
+    since_ms, last_ms = map(int, seen.split()) if seen else (now_ms, now_ms)
+    if not 0 <= now_ms - last_ms <= _SWEEPS_APART_MS:
+        since_ms = now_ms
+    client.set(keys.reaper, f"{since_ms} {now_ms}")
+    if since_ms > oldest_ms:
+        return []
     members: Any = client.zrangebyscore(keys.gateways, 0, oldest_ms)
     dead = [m.decode() for m in members]
     for gateway_id in dead:

@@ -192,8 +192,11 @@ async def test_only_the_dead_are_reaped(client: redis.asyncio.Redis, blocking: r
     view = RegistryView(blocking, keys, KEYRING)
     refresh(view, blocking)
     assert reap(blocking, keys) == []
-    long_ago_ms = int(time.time() * 1000) - gateways_module.GATEWAY_TTL_MS - 1
+    now_ms = int(time.time() * 1000)
+    long_ago_ms = now_ms - gateways_module.GATEWAY_TTL_MS - 1
     await client.zadd(keys.gateways, {"dead": long_ago_ms})
+    assert reap(blocking, keys) == []  # it had no time yet to be heard of
+    await client.set(keys.reaper, f"{long_ago_ms} {now_ms}")
     assert reap(blocking, keys) == ["dead"]
     assert reap(blocking, keys) == []
     refresh(view, blocking)
@@ -201,6 +204,18 @@ async def test_only_the_dead_are_reaped(client: redis.asyncio.Redis, blocking: r
     assert not await dead.beat()  # it learns that it was reaped
     assert await alive.beat()
     assert await client.exists(keys.stream("dead"), keys.sent("dead"), keys.token("dead")) == 0
+
+
+async def test_an_outage_of_redis_reaps_nobody(client: redis.asyncio.Redis, blocking: redis.Redis) -> None:
+    keys = fresh_keys()
+    gateway = GatewayRegistration(client, keys, "gw1")
+    await gateway.register()
+    now_ms = int(time.time() * 1000)
+    await client.zadd(keys.gateways, {"gw1": now_ms - 60_000})
+    await client.set(keys.reaper, f"{now_ms - 600_000} {now_ms - 59_000}")  # swept until Redis went away
+    assert reap(blocking, keys) == []
+    assert await client.pttl(keys.token("gw1")) > 600_000
+    assert await gateway.beat()  # its place is still its own
 
 
 async def test_leaving_gives_everything_back(client: redis.asyncio.Redis, blocking: redis.Redis) -> None:
