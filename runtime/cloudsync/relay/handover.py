@@ -113,7 +113,8 @@ class Handover:
             if not drained:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_EVERY_S)
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._wake.wait()
 
     async def _append(self, batch: Batch) -> Batch:
         """Append what Redis takes within the patience; returns what it has not taken."""

@@ -72,6 +72,7 @@ class Outlet:
     def end_epoch(self) -> None:
         """What the feeds hold cannot be continued: the next `open` begins a new epoch."""
         self._epoch_over = True
+        self._let_go()
 
     def lose(self, error: Exception) -> None:
         """Redis failed: nothing goes through until it has been verified."""

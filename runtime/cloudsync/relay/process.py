@@ -1,7 +1,7 @@
 """The relay process: hold the slot, hand over what is committed, look after feeds and state.
 
 A lost connection to PostgreSQL ends the session with the slot, and a new one begins, with backoff. An outage
-of Redis does not: events are parked (`handover.py`).
+of Redis does not: events are parked (`handover.py`). A slot that is lost is replaced (`catch_up.py`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap, until_one_fails
 from cloudsync.metrics import emitter
 from cloudsync.metrics.loop import watch_loop
+from cloudsync.relay import catch_up
 from cloudsync.relay import state as relay_state
 from cloudsync.relay.handover import Handover
 from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.parking import Parking
 from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.visibility import VisibilityCheck
-from cloudsync.relay.wal import SlotInUse, SlotLost, SlotStream, StreamEnded
+from cloudsync.relay.wal import NewSlot, SlotInUse, SlotStream, StreamEnded
 from cloudsync.settings import Settings
 
 _UPKEEP_EVERY_S: Final = 1.0
@@ -67,7 +68,7 @@ class Relay:
                 standing_by = True
                 await asyncio.sleep(_STANDBY_RETRY_S)
                 continue
-            except (StreamEnded, SlotLost, CloudSyncError, psycopg.Error, OSError) as error:
+            except (StreamEnded, CloudSyncError, psycopg.Error, OSError) as error:
                 _log.warning("session ended", reason=type(error).__name__, detail=str(error)[:300])
             standing_by = False
             if time.monotonic() - started > 10:
@@ -81,24 +82,16 @@ class Relay:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(stream.close)
             await asyncio.to_thread(stream.connect)
-            try:
-                fresh_slot = await asyncio.to_thread(stream.create_slot)
-                await asyncio.to_thread(stream.start)
-            except SlotLost:
-                # What the slot held back is gone; feeds cannot be continued, so their readers start anew.
-                _log.error(
-                    "the slot was lost: a new one is made and clients will resync", slot=settings.slot_name
-                )
-                await asyncio.to_thread(stream.drop_slot)
-                self._outlet.end_epoch()
-                raise
+            database = await stack.enter_async_context(await self._database())
+            reader = await stack.enter_async_context(await self._database())
+            new_slot = await self._slot(stream, database, reader)
+            await asyncio.to_thread(stream.start)
             visibility = VisibilityCheck(settings.postgres_url)
             stack.callback(visibility.close)
             await asyncio.to_thread(visibility.connect)
-            database = await stack.enter_async_context(await self._database())
             state = await relay_state.claim(database, stream.system, settings.slot_name)
-            if fresh_slot and state.epoch is not None:
-                self._outlet.end_epoch()  # events since the old slot's end were never streamed
+            if state.catching_up and new_slot is None:
+                raise StreamEnded("Another relay made this slot and did not catch up.")
             parking = Parking(await stack.enter_async_context(await self._database()))
             await parking.load()
             self._outlet.begin()
@@ -122,11 +115,47 @@ class Relay:
             )
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
             await until_one_fails(
-                publisher.run(),
+                self._publish(publisher, state, new_slot, reader),
                 handover.drain(),
                 self._keep_slot(publisher, handover, state, database, stream),
                 self._keep_feeds(publisher, handover, state),
             )
+
+    async def _slot(
+        self, stream: SlotStream, database: AsyncConnection[Any], reader: AsyncConnection[Any]
+    ) -> NewSlot | None:
+        """See that there is a slot to stream from; a new one, with its snapshot in `reader`, if need be."""
+        exists = await asyncio.to_thread(stream.slot_exists)
+        if exists and not await relay_state.is_catching_up(database):
+            return None
+        # In this order: whoever follows after a crash, or comes in between, finds that there is to catch up.
+        await relay_state.begin_catch_up(database)
+        await asyncio.to_thread(stream.drop_slot)
+        new_slot = await asyncio.to_thread(stream.create_slot)
+        await catch_up.take_snapshot(reader, new_slot)
+        return new_slot
+
+    async def _publish(
+        self,
+        publisher: Publisher,
+        state: relay_state.RelayState,
+        new_slot: NewSlot | None,
+        reader: AsyncConnection[Any],
+    ) -> None:
+        if new_slot is not None and state.catching_up:
+            if await catch_up.is_complete(reader, state.horizon):
+                _log.error("the slot was lost: catching up from change_log", horizon=state.horizon)
+                limits = self._settings.relay_batch_events, self._settings.relay_batch_bytes
+                missed = catch_up.missed(
+                    reader, new_slot, horizon=state.horizon, limit=limits[0], limit_bytes=limits[1]
+                )
+                await publisher.catch_up(missed)
+            else:
+                _log.error("the slot was lost, and change_log does not reach back: new epoch")
+                self._outlet.end_epoch()
+                state.catching_up = False
+        await reader.close()
+        await publisher.run()
 
     async def _database(self) -> AsyncConnection[Any]:
         return await AsyncConnection.connect(
@@ -149,7 +178,7 @@ class Relay:
                 state,
                 confirmed_lsn=publisher.confirmed_lsn,
                 timeline=stream.system.timeline,
-                mode="parked" if handover.parked else "live",
+                mode="catching_up" if state.catching_up else "parked" if handover.parked else "live",
             )
             await asyncio.sleep(_UPKEEP_EVERY_S)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from cloudsync import logs
@@ -88,16 +88,23 @@ class Publisher:
             # transaction may still wait in the buffer.
             self._confirm(received_lsn if whole and received_lsn > events[-1].lsn else events[-1].lsn)
 
+    async def catch_up(self, missed: AsyncIterator[list[ChangeEvent]]) -> None:
+        """Hand over what a lost slot would have streamed, before `run`."""
+        async for events in missed:
+            await self._publish(events)
+        self._state.catching_up = False
+        _log.warning("caught up: live again", events=self.published)
+
     async def write_head(self) -> None:
         """Say how far all has been streamed; also when idle, so that watermarks move on.
 
-        While events are parked the head stays where it is: it may not pass them.
+        While events are parked, or missing, the head stays where it is: it may not pass them.
         """
         waiting = self._stream.events
         waits_us = time.time_ns() // 1000 - waiting[0].committed_us if waiting else 0
         self._lag.set(max(0, waits_us) / 1000)
         feeds = self._outlet.feeds
-        if feeds is None or self._handover.parked:
+        if feeds is None or self._handover.parked or self._state.catching_up:
             return
         self._head_due = time.monotonic() + _HEAD_EVERY_S
         position = max(self.position, Position(self.confirmed_lsn, 0))

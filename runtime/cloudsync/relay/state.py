@@ -22,6 +22,18 @@ class RelayState(msgspec.Struct):
     epoch: str | None
     horizon: int
     tails: list[Position]
+    catching_up: bool = False
+    """What a lost slot would have streamed is not handed over yet; `horizon` stays where it was lost."""
+
+
+async def begin_catch_up(connection: AsyncConnection[Any]) -> None:
+    """Before a lost slot is replaced: whoever takes over from here on has to catch up."""
+    await connection.execute("UPDATE cloudsync.relay_state SET mode = 'catching_up'")
+
+
+async def is_catching_up(connection: AsyncConnection[Any]) -> bool:
+    cursor = await connection.execute("SELECT FROM cloudsync.relay_state WHERE mode = 'catching_up'")
+    return await cursor.fetchone() is not None
 
 
 async def claim(connection: AsyncConnection[Any], system: System, slot: str) -> RelayState:
@@ -32,11 +44,11 @@ async def claim(connection: AsyncConnection[Any], system: System, slot: str) -> 
     """
     cursor = await connection.execute(
         "SELECT database_id, system_identifier, timeline, epoch, last_horizon::text, shard_tails,"
-        " confirmed_lsn - '0/0'::pg_lsn FROM cloudsync.relay_state"
+        " confirmed_lsn - '0/0'::pg_lsn, mode = 'catching_up' FROM cloudsync.relay_state"
     )
     row = await cursor.fetchone()
     if row is not None:
-        database_id, identifier, timeline, epoch, horizon, tails, confirmed = row
+        database_id, identifier, timeline, epoch, horizon, tails, confirmed, catching_up = row
         # A restore to a point in time rewinds the WAL on a new timeline; a failover to a standby keeps it.
         same = identifier == system.identifier and (
             timeline == system.timeline or (timeline < system.timeline and (confirmed or 0) <= system.lsn)
@@ -45,7 +57,7 @@ async def claim(connection: AsyncConnection[Any], system: System, slot: str) -> 
             positions = [Position.from_entry_id(t) for t in tails or []]
             if len(positions) != SHARDS:
                 positions = [ORIGIN] * SHARDS
-            return RelayState(database_id, epoch, int(horizon or 0), positions)
+            return RelayState(database_id, epoch, int(horizon or 0), positions, catching_up)
         await connection.execute("DELETE FROM cloudsync.relay_state")
     state = RelayState(secrets.token_hex(4), None, 0, [ORIGIN] * SHARDS)
     cursor = await connection.execute(
@@ -64,8 +76,9 @@ async def save(
 ) -> None:
     """Record the state with a heartbeat."""
     await connection.execute(
-        "UPDATE cloudsync.relay_state SET epoch = %s, confirmed_lsn = %s::pg_lsn, last_horizon = %s::xid8,"
-        " mode = %s, shard_tails = %s, timeline = %s, heartbeat_at = now() WHERE database_id = %s",
+        "UPDATE cloudsync.relay_state SET epoch = %s, confirmed_lsn = greatest(confirmed_lsn, %s::pg_lsn),"
+        " last_horizon = %s::xid8, mode = %s, shard_tails = %s, timeline = %s, heartbeat_at = now()"
+        " WHERE database_id = %s",
         (
             state.epoch,
             format_lsn(confirmed_lsn),

@@ -23,6 +23,7 @@ from cloudsync.events import ChangeEvent, parse_lsn, weight_of
 
 _PG_EPOCH_US: Final = 946_684_800_000_000
 _READ_SLICE: Final = 2000
+_i16 = struct.Struct("!h").unpack_from
 _u16 = struct.Struct("!H").unpack_from
 _i32 = struct.Struct("!i").unpack_from
 _u32 = struct.Struct("!I").unpack_from
@@ -32,10 +33,6 @@ _u64 = struct.Struct("!Q").unpack_from
 
 class SlotInUse(Exception):
     """Another relay holds the slot."""
-
-
-class SlotLost(Exception):
-    """The slot was invalidated: the WAL that it needs is gone."""
 
 
 class StreamEnded(Exception):
@@ -48,6 +45,13 @@ class System(msgspec.Struct, frozen=True):
     identifier: str
     timeline: int
     lsn: int
+
+
+class NewSlot(msgspec.Struct, frozen=True):
+    """A slot that was made just now, and the snapshot of what it will not stream."""
+
+    consistent_lsn: int
+    snapshot: str
 
 
 class SlotStream:
@@ -73,7 +77,7 @@ class SlotStream:
         self._buffer_bytes = buffer_bytes
         self._waiting_bytes = 0
         self._connection: pq.abc.PGconn | None = None
-        self._relations: dict[int, _Reader] = {}
+        self._relations: dict[int, RowReader] = {}
         self._commit_lsn = 0
         self._commit_us = 0
         self._ordinal = 0
@@ -99,23 +103,28 @@ class SlotStream:
         row = self._query("IDENTIFY_SYSTEM")[0]
         self.system = System(row[0].decode(), int(row[1]), parse_lsn(row[2].decode()))
 
-    def create_slot(self) -> bool:
-        """Make the slot if it is missing; returns whether it was made. Waits for running writers to end.
-
-        Raises SlotLost if the slot exists and is invalidated, DatabaseUnsuitable if slots cannot be made.
-        """
+    def slot_exists(self) -> bool:
+        """Whether the slot is there and still has the WAL that it needs. Raises SlotInUse."""
         rows = self._query(
-            "SELECT wal_status FROM pg_replication_slots WHERE slot_name = '" + self._slot + "'"  # noqa: S608 - settings hold its form
+            f"SELECT active, wal_status FROM pg_replication_slots WHERE slot_name = '{self._slot}'"  # noqa: S608 - settings hold its form
         )
-        if rows:
-            if rows[0][0] == b"lost":
-                raise SlotLost
-            return False
-        self._query(f"CREATE_REPLICATION_SLOT \"{self._slot}\" LOGICAL pgoutput (SNAPSHOT 'nothing')")
-        return True
+        if rows and rows[0][0] == b"t":
+            raise SlotInUse
+        return bool(rows) and rows[0][1] != b"lost"
+
+    def create_slot(self) -> NewSlot:
+        """Make the slot. Waits for running writers to end. Raises SlotInUse, DatabaseUnsuitable.
+
+        The snapshot can be taken over until the next command on this connection.
+        """
+        rows = self._query(f"CREATE_REPLICATION_SLOT \"{self._slot}\" LOGICAL pgoutput (SNAPSHOT 'export')")
+        return NewSlot(parse_lsn(rows[0][1].decode()), rows[0][2].decode())
 
     def drop_slot(self) -> None:
-        self._query(f'DROP_REPLICATION_SLOT "{self._slot}"')
+        """Remove the slot if it is there. Raises SlotInUse."""
+        self._query(
+            f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{self._slot}'"  # noqa: S608, E501 - as above
+        )
 
     def start(self) -> None:
         """Begin streaming at the slot's confirmed position. Raises SlotInUse. Blocking."""
@@ -129,8 +138,6 @@ class SlotStream:
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
             if state == b"55006":
                 raise SlotInUse
-            if state == b"55000":
-                raise SlotLost(message)
             raise DatabaseUnsuitable(f"Streaming from slot {self._slot} did not start: {message}")
         self._pg.nonblocking = 1
 
@@ -194,9 +201,7 @@ class SlotStream:
         if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
             message = result.get_error_message().strip()
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
-            if state == b"42710":  # another relay has made it in the same moment
-                return []
-            if state == b"55006":
+            if state in (b"42710", b"55006"):  # another relay has just made it, or holds it
                 raise SlotInUse
             raise DatabaseUnsuitable(f"{command.split(' ')[0]} failed: {message}")
         return [
@@ -286,11 +291,11 @@ class SlotStream:
             stop = data.index(0, end + 1)
             names.append(data[end + 1 : stop].decode())
             end = stop + 9
-        self._relations[oid] = _Reader(names)
+        self._relations[oid] = RowReader(names)
 
 
-class _Reader:
-    """Reads tuples of one relation into events, field by field, in the relation's column order."""
+class RowReader:
+    """Reads rows of `change_log` into events, field by field, in the order of the named columns."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._places = [_COLUMNS.get(name) for name in names]
@@ -311,12 +316,32 @@ class _Reader:
             if place is not None:
                 values[place[0]] = place[1](data[at : at + size])
             at += size
-        (xid, horizon, tenant, shard, old_shard, table_id, table, key, op, version, row, old) = values[:12]
-        audience, old_audience, actor, text_op, captured_us = values[12:]
-        return ChangeEvent(
-            0, 0, xid, horizon, shard, old_shard, tenant, table_id, table, op, version or 0, key, row, old,
-            audience, old_audience, actor, text_op, captured_us or 0, 0,
-        )  # fmt: skip
+        return _event(values)
+
+    def read_copied(self, data: bytes, at: int) -> ChangeEvent | None:
+        """A row of COPY's binary form; None at its end."""
+        (count,) = _i16(data, at)
+        if count < 0:
+            return None
+        at += 2
+        values: list[Any] = [None] * _VALUES
+        for place in self._places[:count]:
+            (size,) = _i32(data, at)
+            at += 4
+            if size >= 0:
+                if place is not None:
+                    values[place[0]] = place[1](data[at : at + size])
+                at += size
+        return _event(values)
+
+
+def _event(values: list[Any]) -> ChangeEvent:
+    (xid, horizon, tenant, shard, old_shard, table_id, table, key, op, version, row, old) = values[:12]
+    audience, old_audience, actor, text_op, captured_us = values[12:]
+    return ChangeEvent(
+        0, 0, xid, horizon, shard, old_shard, tenant, table_id, table, op, version or 0, key, row, old,
+        audience, old_audience, actor, text_op, captured_us or 0, 0,
+    )  # fmt: skip
 
 
 def _text_array(data: bytes) -> list[str]:
@@ -364,3 +389,5 @@ _COLUMNS: Final[dict[str, tuple[int, Callable[[bytes], Any]]]] = {
     )
 }
 _VALUES: Final = len(_COLUMNS)
+COLUMNS: Final = tuple(_COLUMNS)
+"""Of `change_log`, in the order of an event's fields."""

@@ -1,0 +1,336 @@
+"""Handing events over while Redis refuses, loses, or the relay dies: real servers, real crashes of the code.
+
+Redis refuses by `maxmemory`, loses by being put back to an earlier state, and a relay dies by being cancelled
+between any two steps of its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from cloudsync.events import ORIGIN, ChangeEvent, Position
+from cloudsync.feeds.feed import decode_events
+from cloudsync.feeds.keys import Keys, epoch_key
+from cloudsync.keyring import Keyring
+from cloudsync.registry.gateways import GatewayRegistration
+from cloudsync.relay.handover import Handover
+from cloudsync.relay.outlet import UNAVAILABLE, Outlet
+from cloudsync.relay.parking import Parking
+from cloudsync.relay.state import RelayState
+from cloudsync.sharding import SHARDS
+from integration.routing.flow import make_event
+from waiting import eventually_async
+
+KEYRING = Keyring.generate()
+
+
+@pytest.fixture
+def server(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+        client.config_set("maxmemory", 0)
+
+
+def fill(server: redis.Redis) -> None:
+    """From now on Redis has no memory left."""
+    server.config_set("maxmemory", 1)
+
+
+def empty(server: redis.Redis) -> None:
+    server.config_set("maxmemory", 0)
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task; again, if a library has lost the cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.2)
+    with contextlib.suppress(asyncio.CancelledError):
+        task.result()
+
+
+class Relay:
+    """What a relay process consists of between the slot and Redis, as often as it is started."""
+
+    def __init__(self, database: str, redis_url: str, *, patience_s: float = 0.0, ring_bytes: int = 1 << 20):
+        self._database = database
+        self._redis_url = redis_url
+        self._patience_s = patience_s
+        self._ring_bytes = ring_bytes
+        self._draining: asyncio.Task[None] | None = None
+        self.state = RelayState("db1", None, 0, [ORIGIN] * SHARDS)
+
+    async def start(self) -> None:
+        """Begin as after a crash: what the state had when it was saved last is all that is known."""
+        self.state = RelayState(
+            self.state.database_id, self.state.epoch, self.state.horizon, list(self.state.tails)
+        )
+        self._connection = await psycopg.AsyncConnection.connect(self._database, autocommit=True)
+        self.parking = Parking(self._connection)
+        await self.parking.load()
+        self.outlet = Outlet(
+            self._redis_url, KEYRING, ring_bytes=self._ring_bytes, batch_events=7, batch_bytes=1 << 16
+        )
+        self.handover = Handover(
+            self.outlet, self.parking, self.state, patience_s=self._patience_s, drain_events=5,
+            drain_bytes=1 << 16,
+        )  # fmt: skip
+
+    def drain(self) -> None:
+        self._draining = asyncio.create_task(self.handover.drain())
+
+    async def stop(self) -> None:
+        if self._draining is not None:
+            await end(self._draining)
+            self._draining = None
+        await self.outlet.close()
+        await self._connection.close()
+
+    async def take(self, *events: ChangeEvent) -> None:
+        """As the publisher does: drop what has been handed over, sort by shard."""
+        batch: dict[int, list[ChangeEvent]] = {}
+        for event in events:
+            if event.position > self.handover.reached(event.shard):
+                batch.setdefault(event.shard, []).append(event)
+        if batch:
+            await self.handover.take(batch)
+
+    async def live(self) -> None:
+        await eventually_async(lambda: not self.handover.parked, 10)
+
+
+@pytest.fixture
+async def relay(database: str, redis_url: str) -> AsyncIterator[Relay]:
+    made = Relay(database, redis_url)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def feeds(server: redis.Redis) -> list[list[Position]]:
+    """Positions of the events in every feed of the current epoch."""
+    epoch: Any = server.get(epoch_key("db1"))
+    keys = Keys("db1", epoch.decode())
+    found = []
+    for shard in range(SHARDS):
+        entries: Any = server.xrange(keys.feed(shard))
+        positions = []
+        for entry_id, fields in entries:
+            context = keys.entry_context(shard, entry_id.decode())
+            positions += [e.position for e in decode_events(KEYRING.open(fields[b"d"], context))]
+        assert positions == sorted(set(positions))
+        found.append(positions)
+    return found
+
+
+def changes(count: int, first: int = 10, shards: int = 3) -> list[ChangeEvent]:
+    return [make_event(first + n, shard=n % shards) for n in range(count)]
+
+
+def by_shard(events: list[ChangeEvent]) -> list[list[Position]]:
+    return [[e.position for e in events if e.shard == shard] for shard in range(SHARDS)]
+
+
+def rows(database: str) -> int:
+    with psycopg.connect(database) as connection:
+        ((count,),) = connection.execute("SELECT count(*) FROM cloudsync.pending_events").fetchall()
+        return int(count)
+
+
+async def test_what_redis_refuses_is_parked_and_appended_in_order(
+    relay: Relay, server: redis.Redis, database: str
+) -> None:
+    relay.drain()
+    events = changes(120)
+    await relay.take(*events[:10])
+    assert not relay.handover.parked
+    assert rows(database) == 0
+    fill(server)
+    for n in range(10, 100, 10):
+        await relay.take(*events[n : n + 10])
+    assert relay.handover.parked
+    assert rows(database) == relay.parking.waiting == 90
+    empty(server)
+    await relay.take(*events[100:])
+    await relay.live()
+    assert feeds(server) == by_shard(events)
+    assert rows(database) == relay.parking.waiting == 0
+
+
+async def test_a_short_failure_parks_nothing(database: str, redis_url: str, server: redis.Redis) -> None:
+    relay = Relay(database, redis_url, patience_s=20)
+    await relay.start()
+    events = changes(20)
+    await relay.take(*events[:10])
+    fill(server)
+    taking = asyncio.create_task(relay.take(*events[10:]))
+    await eventually_async(lambda: relay.outlet.feeds is None)
+    assert not taking.done()
+    empty(server)
+    await taking
+    assert rows(database) == 0
+    assert feeds(server) == by_shard(events)
+    await relay.stop()
+
+
+async def test_one_shard_parks_alone(relay: Relay, server: redis.Redis, database: str) -> None:
+    relay.drain()
+    events = changes(40)
+    await relay.take(*events[:10])
+    relay.handover.hold({1})
+    await relay.take(*events[10:])
+    assert relay.handover.parked
+    assert rows(database) == len([e for e in events[10:] if e.shard == 1])
+    wanted = by_shard(events)
+    assert feeds(server)[0] == wanted[0]
+    assert feeds(server)[2] == wanted[2]
+    relay.handover.hold(())
+    await relay.live()
+    assert feeds(server) == wanted
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_relay_that_dies_anywhere_neither_loses_nor_reorders_nor_repeats(
+    database: str, redis_url: str, server: redis.Redis, seed: int
+) -> None:
+    """Each life: takes what was not confirmed, in an order of its own, and is cut off somewhere."""
+    chance = random.Random(seed)
+    relay = Relay(database, redis_url)
+    events = changes(400, shards=4)
+    confirmed = 0
+
+    async def live_on() -> None:
+        nonlocal confirmed
+        while confirmed < len(events):
+            step = chance.randrange(1, 30)
+            await relay.take(*events[confirmed : confirmed + step])
+            confirmed = min(confirmed + step, len(events))
+
+    for _ in range(20):
+        (fill if chance.random() < 0.5 else empty)(server)
+        saved_tails = list(relay.state.tails)
+        await relay.start()
+        relay.drain()
+        life = asyncio.create_task(live_on())
+        for _ in range(chance.randrange(1, 400)):
+            if chance.random() < 0.01:
+                (fill if chance.random() < 0.5 else empty)(server)
+            await asyncio.sleep(0.0002 if chance.random() < 0.1 else 0)
+        await end(life)
+        await relay.stop()
+        if chance.random() < 0.5:  # died before the state was saved
+            relay.state.tails = saved_tails
+        confirmed = max(0, confirmed - chance.randrange(3))  # nor was the newest confirmation flushed
+    empty(server)
+    await relay.start()
+    relay.drain()
+    await live_on()
+    await relay.live()
+    assert feeds(server) == by_shard(events)
+    assert rows(database) == 0
+    await relay.stop()
+
+
+class Snapshot:
+    """Redis as it is now, to be put back: a failover that lost the newest writes."""
+
+    def __init__(self, server: redis.Redis) -> None:
+        self._server = server
+        keys: Any = server.keys("*")
+        self._dumps = {key: server.dump(key) for key in keys}
+
+    def put_back(self) -> None:
+        self._server.flushall()
+        for key, dump in self._dumps.items():
+            self._server.restore(key, 0, dump)  # type: ignore[arg-type]
+        self._server.client_kill_filter(_type="normal", skipme=True)
+
+
+async def test_what_redis_lost_is_appended_again_and_no_gateway_keeps_its_place(
+    relay: Relay, server: redis.Redis
+) -> None:
+    relay.drain()
+    events = changes(200)
+    await relay.take(*events[:100])
+    epoch = relay.state.epoch
+    assert epoch is not None
+    gateway = GatewayRegistration(redis.asyncio.Redis.from_url(relay._redis_url), Keys("db1", epoch), "gw1")
+    await gateway.register()
+    before = Snapshot(server)
+    await relay.take(*events[100:180])
+    assert await gateway.beat()
+    before.put_back()
+    await relay.take(*events[180:])
+    await relay.live()
+    assert relay.outlet.reappended == 80
+    assert relay.state.epoch == epoch
+    assert feeds(server) == by_shard(events)
+    await gateway._redis.connection_pool.disconnect()
+    assert not await gateway.beat()
+    await gateway._redis.aclose()
+
+
+async def test_more_lost_than_is_remembered_is_a_new_epoch(
+    database: str, redis_url: str, server: redis.Redis
+) -> None:
+    relay = Relay(database, redis_url, ring_bytes=1000)
+    await relay.start()
+    relay.drain()
+    events = changes(200)
+    await relay.take(*events[:100])
+    epoch = relay.state.epoch
+    before = Snapshot(server)
+    for event in events[100:180]:
+        await relay.take(event)
+    before.put_back()
+    await relay.take(*events[180:])
+    await relay.live()
+    assert relay.state.epoch != epoch
+    assert feeds(server) == by_shard(events[180:])
+    await relay.stop()
+
+
+async def test_a_relay_that_starts_knows_from_the_database_what_was_acknowledged(
+    relay: Relay, server: redis.Redis
+) -> None:
+    events = changes(20)
+    await relay.take(*events[:10])
+    before = Snapshot(server)
+    await relay.take(*events[10:])
+    epoch = relay.state.epoch
+    await relay.stop()
+    before.put_back()
+    await relay.start()
+    await relay.outlet.open(relay.state)
+    assert relay.state.epoch != epoch
+
+
+async def test_an_emptied_redis_is_a_new_epoch(relay: Relay, server: redis.Redis) -> None:
+    relay.drain()
+    events = changes(20)
+    await relay.take(*events[:10])
+    epoch = relay.state.epoch
+    server.flushall()
+    await relay.take(*events[10:])
+    await relay.live()
+    assert relay.state.epoch != epoch
+    assert feeds(server) == by_shard(events[10:])
+
+
+async def test_no_connection_is_made_without_a_look_at_the_feeds(relay: Relay, server: redis.Redis) -> None:
+    await relay.take(*changes(3))
+    server.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(UNAVAILABLE):
+        await relay.outlet.append({0: [make_event(50)]})
+    assert relay.outlet.feeds is None
+    await relay.outlet.open(relay.state)
+    await relay.outlet.append({0: [make_event(50)]})
+    assert feeds(server)[0][-1] == Position(50, 1)
