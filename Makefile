@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-BENCH ?= latency throughput relay fanout connections writers
+BENCH ?= latency throughput relay fanout connections writers outage
 ARGS ?=
 
 .PHONY: help setup up demo test lint format bench synth lock clean

@@ -24,6 +24,7 @@ import psycopg
 
 from cloudsync.client import Client, View, connect
 from cloudsync.client.frames import Data, DataCreate, DataDelete, DataUpdate, Frame, SyncBatch
+from cloudsync.protocol.messages import Heartbeat, Welcome
 from integration.path.world import World, table_name
 from waiting import eventually_async
 
@@ -100,6 +101,11 @@ class Load:
         return self._writer.sent
 
     @property
+    def degraded(self) -> list[bool]:
+        """What each client's last heartbeat said."""
+        return [watcher.degraded for watcher in self._watchers]
+
+    @property
     def held(self) -> list[int]:
         """The newest change that each client has seen."""
         return [watcher.newest for watcher in self._watchers]
@@ -168,6 +174,7 @@ class _Watcher:
     snapshots: int = 0
     connections: int = 0
     newest: int = 0
+    degraded: bool = False
     silence_s: float = 0.0
     recovered_us: int = 0
     _since_us: int = 0
@@ -201,7 +208,9 @@ class _Watcher:
                     self._event(event)
         elif isinstance(frame, DataCreate | DataUpdate | DataDelete):
             self._event(frame)
-        elif type(frame).__name__ == "Welcome":
+        elif isinstance(frame, Heartbeat):
+            self.degraded = bool(frame.degraded)
+        elif isinstance(frame, Welcome):
             self.connections += 1
             self._versions.clear()  # order is promised within a connection
 

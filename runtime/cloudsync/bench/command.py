@@ -17,7 +17,7 @@ from cloudsync.bench import report
 from cloudsync.bench.options import Options
 from cloudsync.bench.report import Result
 
-SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "writers")
+SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "writers", "outage")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         "  relay        200,000 waiting events, the relay alone\n"
         "  fanout       1,000 clients, one topic, 10 changes/s\n"
         "  connections  memory of 5,000 idle connections\n"
-        "  writers      16 pgbench writers, untracked and tracked in turn\n",
+        "  writers      16 pgbench writers, untracked and tracked in turn\n"
+        "  outage       200 changes/s, Redis away for 60 s\n",
     )
     parser.add_argument("scenario", nargs="+", choices=[*SCENARIOS, "all"], metavar="SCENARIO")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")

@@ -37,11 +37,17 @@ class Target:
 
 @contextmanager
 def private(
-    *, services: tuple[str, ...] = SERVICES, durable: bool = True, gateways: int = 1
+    *,
+    services: tuple[str, ...] = SERVICES,
+    durable: bool = True,
+    gateways: int = 1,
+    redis_url: str | None = None,
 ) -> Iterator[Target]:
     """A platform on free ports that goes with the block."""
     _many_files()
-    options = PlatformOptions.private(services=services, durable=durable, gateways=gateways)
+    options = PlatformOptions.private(
+        services=services, durable=durable, gateways=gateways, redis_url=redis_url
+    )
     with Platform(options) as platform:
         yield Target(
             postgres_url=platform.postgres_url(),

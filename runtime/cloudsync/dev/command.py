@@ -23,6 +23,7 @@ from cloudsync.dev import state, status
 from cloudsync.dev.logtail import LogFollower
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
+from cloudsync.dev.progress import relay_progress
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.errors import AlreadyRunning, StartFailed
 
@@ -138,7 +139,10 @@ def run(options: PlatformOptions, *, colour: bool = True, quiet: bool = False) -
 
 def show_status(folder: Path, *, colour: bool = True) -> None:
     """Print the table of the platform in this folder. Raises NotRunning."""
-    status.show(state.require(folder), Console(no_color=not colour, highlight=False, soft_wrap=True))
+    running = state.require(folder)
+    console = Console(no_color=not colour, highlight=False, soft_wrap=True)
+    status.show(running, console)
+    console.print(f"{'Relay:':15}{relay_progress(running.postgres_url)}")
 
 
 def stop(folder: Path) -> None:

@@ -124,3 +124,10 @@ def test_an_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
         command.main(["speed"])
     assert exit_.value.code == 2
     assert "speed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_outage(tmp_path: Path) -> None:
+    result = run(tmp_path, "outage", "--seconds", "6", "--clients", "2", "--rate", "100", "--no-fsync")
+    metrics = check(result, "outage", *CORRECT, "commit_p95_ratio", "drained_s", "slot_holds_most_mb")
+    assert metrics["parked_most"] > 100
