@@ -23,8 +23,8 @@ from cloudsync.dev import state, status
 from cloudsync.dev.logtail import LogFollower
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
-from cloudsync.dev.progress import relay_progress
 from cloudsync.dev.postgres import EmbeddedPostgres
+from cloudsync.dev.progress import relay_progress
 from cloudsync.errors import AlreadyRunning, StartFailed
 
 _COLOURS: Final = (
