@@ -1,7 +1,9 @@
 """The Python client: a live local view of a PostgreSQL table, kept current over a WebSocket."""
 
+from cloudsync.client.change import Change, Confirmation
 from cloudsync.client.connection import Client, State, connect
 from cloudsync.client.errors import (
+    ChangeRejected,
     Closed,
     FellBehind,
     ProtocolBroken,
@@ -18,10 +20,13 @@ from cloudsync.client.subscription import ChangeEvent
 from cloudsync.client.view import Changes, View
 
 __all__ = [
+    "Change",
     "ChangeEvent",
+    "ChangeRejected",
     "Changes",
     "Client",
     "Closed",
+    "Confirmation",
     "FellBehind",
     "ProtocolBroken",
     "ServerRefused",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudsync.client.change import Change
+from cloudsync.client.errors import ChangeRejected
 from cloudsync.client.subscription import ChangeEvent, Subscription
 from cloudsync.errors import CloudSyncError
 from cloudsync.protocol.messages import Heartbeat, Welcome
@@ -57,4 +59,11 @@ class Complaint(msgspec.Struct, frozen=True):
     error: CloudSyncError
 
 
-Action = Changed | Completed | Failed | Stalled | Welcomed | Beat | Leaving | Complaint
+class Settled(msgspec.Struct, frozen=True):
+    """A change of this client was confirmed, or rejected if there is an error."""
+
+    change: Change
+    error: ChangeRejected | None = None
+
+
+Action = Settled | Changed | Completed | Failed | Stalled | Welcomed | Beat | Leaving | Complaint

@@ -8,7 +8,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 from websockets.exceptions import ConnectionClosed
 
@@ -20,9 +20,11 @@ from cloudsync.client.actions import (
     Completed,
     Failed,
     Leaving,
+    Settled,
     Stalled,
     Welcomed,
 )
+from cloudsync.client.change import Change, Operation
 from cloudsync.client.credentials import Credentials, TokenCallback, user_of
 from cloudsync.client.errors import (
     Closed,
@@ -36,6 +38,7 @@ from cloudsync.client.failures import Lost
 from cloudsync.client.frames import Frame
 from cloudsync.client.link import Link
 from cloudsync.client.raw import MAX_FRAME_BYTES, SDK, open_socket
+from cloudsync.client.replica import Key, Row
 from cloudsync.client.rest import Rest
 from cloudsync.client.session import Session
 from cloudsync.client.store import Store
@@ -44,6 +47,7 @@ from cloudsync.client.view import View
 from cloudsync.errors import ClientRefused, CloudSyncError, TokenRefused
 from cloudsync.protocol.messages import Mode, Where
 
+T = TypeVar("T")
 State = Literal["connecting", "live", "offline", "replaying"]
 TOKEN_MARGIN_S: Final = 60.0  # a token with less time left is renewed at the next heartbeat
 SETTLED_S: Final = 10.0  # a connection that lived this long makes backing off start over
@@ -84,6 +88,7 @@ class Client:
         self._stalls: dict[Subscription, int] = {}
         self._state: State = "connecting"
         self._state_callbacks: list[Callable[[State], object]] = []
+        self._rejection_callbacks: list[Callable[[Change], object]] = []
         self._state_queues: set[asyncio.Queue[State | None]] = set()
         self._error: Exception | None = None
         self._complaint: CloudSyncError | None = None
@@ -243,6 +248,38 @@ class Client:
             self._pending.pop(subscription, None)
         return view
 
+    def create(self, table: str, key: Row | Key, values: Row) -> Change:
+        """Insert a row. It shows in the views at once and is sent when there is a connection.
+
+        `key` and `values` by column (a key may be a view's key tuple); values are JSON, or dates, UUIDs,
+        decimals and bytes. With a store the change is on disk when this returns, and no crash loses it or
+        applies it twice. `await change.confirmed()` waits for the server. Raises RequestError if it cannot
+        be a change, StoreFailed if it cannot be kept, or the error that stopped the client.
+        """
+        return self._write("create", table, key, values)
+
+    def update(self, table: str, key: Row | Key, values: Row) -> Change:
+        """Change some columns of a row; otherwise as `create`. Its key stays."""
+        return self._write("update", table, key, values)
+
+    def delete(self, table: str, key: Row | Key) -> Change:
+        """Delete a row; otherwise as `create`."""
+        return self._write("delete", table, key, {})
+
+    @property
+    def pending(self) -> int:
+        """How many changes wait to be confirmed."""
+        return len(self._session.writes.changes)
+
+    @property
+    def pending_changes(self) -> list[Change]:
+        """The changes that wait to be confirmed, in order, those of earlier processes first."""
+        return list(self._session.writes.changes.values())
+
+    def on_rejected(self, callback: Callable[[Change], object]) -> None:
+        """Call `callback` with every change that the server rejects (`change.error` says why)."""
+        self._rejection_callbacks.append(callback)
+
     async def close(self) -> None:
         """Leave; views keep their last rows and end."""
         self._stop(Closed())
@@ -257,6 +294,15 @@ class Client:
                     self._session.save()
             finally:
                 store.close()
+
+    def _write(self, op: Operation, table: str, key: Row | Key, values: Row) -> Change:
+        if self._error is not None or self._task is None:
+            raise self._error or Closed("The client is not connected: use it with `async with`.")
+        change, actions = self._session.write(op, table, key, values, now_s=self._loop.time())
+        for action in actions:
+            self._act(action)
+        self._send()
+        return change
 
     async def _unsubscribe(self, view: View) -> None:
         subscription = view.subscription
@@ -340,7 +386,7 @@ class Client:
             client_id = await self._rest.register(token, name=self._name, platform=self._platform)
             if self._store is not None:
                 self._store.register(client_id)
-            self._session.client_id = client_id
+            self._session.issued(client_id)
         socket = await open_socket(
             url, token=token, ssl_context=self._ssl_context, max_frame_bytes=self._max_frame_bytes
         )
@@ -358,6 +404,8 @@ class Client:
     def _act(self, action: Action) -> None:
         if isinstance(action, Changed):
             self._deliver(action)
+        elif isinstance(action, Settled):
+            self._settled(action)
         elif isinstance(action, Completed):
             self._completed(action)
         elif isinstance(action, Failed):
@@ -385,6 +433,12 @@ class Client:
         view = self._views.get(action.subscription)
         if view is not None:  # otherwise the store brought it, and the application has not asked for it yet
             view.deliver(action.events)
+
+    def _settled(self, action: Settled) -> None:
+        if action.error is None:
+            return
+        for callback in self._rejection_callbacks:
+            self._call(callback, action.change)
 
     def _completed(self, action: Completed) -> None:
         self._stalls.pop(action.subscription, None)
@@ -451,6 +505,7 @@ class Client:
         self._error = error
         for view in self._views.values():
             view.end(error)
+        self._session.writes.fail(error)
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(error)
@@ -473,10 +528,13 @@ class Client:
         for changes in self._state_queues:
             changes.put_nowait(state)
         for callback in self._state_callbacks:
-            try:
-                callback(state)
-            except Exception as error:  # noqa: BLE001  the application's error must not stop the client
-                self._loop.call_exception_handler({"message": "a state callback failed", "exception": error})
+            self._call(callback, state)
+
+    def _call(self, callback: Callable[[T], object], argument: T) -> None:
+        try:
+            callback(argument)
+        except Exception as error:  # noqa: BLE001  the application's error must not stop the client
+            self._loop.call_exception_handler({"message": "a client's callback failed", "exception": error})
 
 
 def connect(url: str, *, token: str | TokenCallback, client_id: str | None = None, **options: Any) -> Client:

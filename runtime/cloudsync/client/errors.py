@@ -34,6 +34,10 @@ class ServerRefused(RequestError):
         self.code = code  # type: ignore[misc]  # every registered code without a class of its own
 
 
+class ChangeRejected(ServerRefused):
+    """The server did not apply the change; it is taken back."""
+
+
 class TokenCallbackFailed(CloudSyncError):
     """The application's token callback failed."""
 

@@ -10,6 +10,8 @@ import msgspec
 
 from cloudsync.client.errors import FrameUnreadable
 from cloudsync.protocol.messages import (
+    ChangeConfirmed,
+    ChangeRejected,
     Draining,
     Error,
     Heartbeat,
@@ -76,6 +78,8 @@ Frame = (
     | Subscribed
     | SubscriptionReset
     | SubscriptionChanged
+    | ChangeConfirmed
+    | ChangeRejected
     | Heartbeat
     | Draining
     | Error

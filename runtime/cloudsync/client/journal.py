@@ -7,11 +7,14 @@ from typing import Any, Final
 
 import msgspec
 
+from cloudsync.client.change import Change
 from cloudsync.client.errors import StoreRefused
 from cloudsync.client.frames import float_or_decimal
 from cloudsync.client.replica import Replica
 from cloudsync.client.store import Batch, Store, StoredRow, StoredSubscription
 from cloudsync.client.subscription import Subscription
+from cloudsync.client.writes import WriteQueue
+from cloudsync.clock import HybridClock
 from cloudsync.protocol.messages import TableSchema, Where
 
 # Sorted names, so that equal requests are equal texts; Decimal only stands for numbers beyond floats.
@@ -32,6 +35,7 @@ class Journal:
         self.store = store
         self.cursor = store.cursor
         self._saved: dict[str, StoredSubscription] = {}
+        self._counters = (0, 0, 0)
         self._schemas: dict[str, tuple[TableSchema, str]] = {}
         self._numbers: set[int] = set()
         self._last_number = store.last_replica()
@@ -40,11 +44,18 @@ class Journal:
         """The subscriptions that the store holds, with their rows."""
         try:
             return [self._restore(stored) for stored in self.store.subscriptions()]
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
+
+    def load_writes(self) -> WriteQueue:
+        """The changes that wait for their outcome, the numbers and the clock."""
+        next_number, clock_ms, clock_counter = self._counters = self.store.counters
+        clock = HybridClock(clock_ms, clock_counter)
+        try:
+            changes = [Change(number, **decode(content)) for number, content in self.store.changes()]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
-            raise StoreRefused(
-                f"The store {self.store.path} holds something that cannot be read: {error}.",
-                hint="Delete the file: what the server has confirmed comes again.",
-            ) from error
+            raise self._unreadable(error) from error
+        return WriteQueue(next_number=next_number, clock=clock, changes=changes)
 
     def track(self, replica: Replica) -> None:
         """From now on keep account of what changes in a replica."""
@@ -57,12 +68,11 @@ class Journal:
         self,
         subscriptions: Iterable[Subscription],
         cursor: str | None,
-        batch: Batch | None = None,
-        *,
-        durable: bool = False,
+        writes: WriteQueue,
+        added: Change | None = None,
     ) -> None:
-        """Commit every difference, beside what `batch` holds. If it raises, nothing counts as saved."""
-        batch = batch or Batch()
+        """Commit every difference, and the change that is added. If it raises, nothing counts as saved."""
+        batch = Batch()
         saved: dict[str, StoredSubscription] = {}
         replicas: list[Replica] = []
         for subscription in subscriptions:
@@ -81,9 +91,18 @@ class Journal:
         batch.replicas_gone += self._numbers - numbers
         batch.subscriptions_gone += self._saved.keys() - saved.keys()
         batch.cursor = cursor if cursor != self.cursor else None
+        changed = writes.rebased if added is None else [*writes.rebased, added]
+        batch.changes = [(change.number, _text(change.content())) for change in changed]
+        batch.changes_gone = writes.settled.copy()
+        counters = (writes.next_number, writes.clock.ms, writes.clock.counter)
+        batch.counters = counters if counters != self._counters else None
         if not batch:
             return
-        self.store.commit(batch, durable=durable)
+        # A change and its number must survive a power cut, too: the number is never to be used again.
+        self.store.commit(batch, durable=added is not None)
+        writes.rebased.clear()
+        writes.settled.clear()
+        self._counters = counters
         self.cursor = cursor
         self._saved, self._numbers = saved, numbers
         for replica in replicas:
@@ -132,7 +151,8 @@ class Journal:
         if not stored.complete or stored.schema is None or stored.replica is None:
             return subscription
         subscription.schema = msgspec.json.decode(stored.schema, type=TableSchema)
-        replica = subscription.replica = Replica(subscription.schema.key)
+        replica = subscription.replica
+        replica.replace(Replica(subscription.schema.key))
         for row in self.store.rows(stored.replica):
             key = dict(zip(subscription.schema.key, decode(row.key), strict=True))
             replica.restore(key, row.version, None if row.row is None else decode(row.row), row.wanted)
@@ -141,6 +161,12 @@ class Journal:
         subscription.complete = True
         subscription.state = "held" if stored.covered else "new"
         return subscription
+
+    def _unreadable(self, error: Exception) -> StoreRefused:
+        return StoreRefused(
+            f"The store {self.store.path} holds something that cannot be read: {error}.",
+            hint="Delete the file: what the server has confirmed comes again.",
+        )
 
 
 def request_text(table: str, where: Where | None, columns: list[str] | None) -> str:

@@ -33,13 +33,13 @@ class Link:
         self._reading = reading
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._ack_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._failure: CloudSyncError | None = None
 
     def wake(self) -> None:
-        """The session has something to send."""
-        self._wake.set()
+        """The session has something to send, or to do later."""
+        self._follow_up()
 
     def leave(self) -> None:
         """Close from this side; `carry` then ends as with any other close."""
@@ -73,8 +73,8 @@ class Link:
         try:
             self._session.lost()
         finally:
-            if self._ack_timer is not None:
-                self._ack_timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
             await self._socket.close()
@@ -93,8 +93,8 @@ class Link:
             self._act(action)
         self._follow_up()
 
-    def _ack_due(self) -> None:
-        self._ack_timer = None
+    def _due(self) -> None:
+        self._timer = None
         try:
             self._session.tick(self._loop.time())
         except CloudSyncError as error:
@@ -106,6 +106,12 @@ class Link:
     def _follow_up(self) -> None:
         if self._session.outgoing:
             self._wake.set()
-        # A timer that comes too early (the acknowledgement went out by count) looks again and is set anew.
-        if self._session.deadline_s is not None and self._ack_timer is None:
-            self._ack_timer = self._loop.call_at(self._session.deadline_s, self._ack_due)
+        deadline_s = self._session.deadline_s
+        if deadline_s is None:
+            return
+        # A timer that comes too early (what it was for is done) looks again and is set anew.
+        if self._timer is not None:
+            if self._timer.when() <= deadline_s:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline_s, self._due)

@@ -216,6 +216,17 @@ def _changes(before: Row, after: Row) -> Row:
     return {name: value for name, value in after.items() if before.get(name, _MISSING) != value}
 
 
+def difference(key: Key, before: Row | None, after: Row | None, version: int) -> Applied | None:
+    """What happened to one row; None if nothing did."""
+    if before == after:
+        return None
+    if after is None:
+        return Applied("delete", key, None, {}, version)
+    if before is None:
+        return Applied("create", key, after, {}, version)
+    return Applied("update", key, after, _changes(before, after), version)
+
+
 def _differences(
     rows: dict[Key, Row], versions: dict[Key, int], new_rows: dict[Key, Row], new_versions: dict[Key, int]
 ) -> Iterator[Applied]:
@@ -223,11 +234,9 @@ def _differences(
         if key not in new_rows:
             yield Applied("delete", key, None, {}, versions[key])
     for key, row in new_rows.items():
-        before = rows.get(key)
-        if before is None:
-            yield Applied("create", key, row, {}, new_versions[key])
-        elif before != row:
-            yield Applied("update", key, row, _changes(before, row), new_versions[key])
+        found = difference(key, rows.get(key), row, new_versions[key])
+        if found is not None:
+            yield found
 
 
 def _hashable(value: Any) -> Any:

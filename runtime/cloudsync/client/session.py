@@ -9,9 +9,13 @@ the store holds rows and the cursor that covers them. Every method raises StoreF
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
 
 from cloudsync.client import errors
 from cloudsync.client.actions import (
@@ -22,16 +26,24 @@ from cloudsync.client.actions import (
     Completed,
     Failed,
     Leaving,
+    Settled,
     Stalled,
     Welcomed,
 )
+from cloudsync.client.change import Change, Confirmation, Operation
+from cloudsync.client.filters import as_shown, column_types
 from cloudsync.client.frames import Data, Frame, SyncBatch, decode
 from cloudsync.client.journal import Journal, request_text
+from cloudsync.client.replica import Key, Row
 from cloudsync.client.store import Store
-from cloudsync.client.subscription import Subscription
+from cloudsync.client.subscription import ChangeEvent, Subscription
+from cloudsync.client.writes import WriteQueue
+from cloudsync.errors import LimitReached, RequestError
 from cloudsync.protocol.messages import (
     Ack,
     Auth,
+    ChangeConfirmed,
+    ChangeRejected,
     ClientFrame,
     Draining,
     Error,
@@ -53,6 +65,8 @@ from cloudsync.protocol.messages import (
 ACK_FRAMES: Final = 32
 ACK_BYTES: Final = 128 * 1024
 ACK_DELAY_S: Final = 0.05
+INBOUND_FRAME_BYTES: Final = 2 * 1024 * 1024
+"""What a server takes that does not say otherwise."""
 # An established subscription survives these: it is subscribed anew, under another id.
 _PASSING: Final = frozenset(
     (
@@ -82,17 +96,25 @@ class Session:
         self._acked = 0
         self._unacked_bytes = 0
         self._ack_due_s: float | None = None
+        self._save_due_s: float | None = None
+        self._inbound_frame_bytes = INBOUND_FRAME_BYTES
         self._journal = Journal(store) if store else None
+        self.writes = WriteQueue()
+        self._confirmed: dict[Change, int] = {}
+        """Confirmed changes whose row has not arrived yet, and the cursors seen since."""
         if self._journal is not None:
-            self.cursor = self._journal.cursor
-            for subscription in self._journal.load():
-                self.subscriptions[subscription.id] = subscription
-                self._next_id = max(self._next_id, int(subscription.id[1:]))
+            self._restore(self._journal)
+
+    def issued(self, client_id: str) -> None:
+        """The client id is new: none of its numbers has been used."""
+        self.client_id = client_id
+        self.writes.next_number = max(1, self.writes.next_number)
 
     def save(self) -> None:
         """Commit what the store does not hold yet."""
+        self._save_due_s = None
         if self._journal is not None:
-            self._journal.save(self.subscriptions.values(), self.cursor)
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes)
 
     # The connection
 
@@ -117,6 +139,7 @@ class Session:
         for subscription in self.subscriptions.values():
             subscription.staging = None
             subscription.state = "held" if subscription.covered else "new"
+        self.writes.lost()
         self.save()
 
     @property
@@ -126,12 +149,17 @@ class Session:
 
     @property
     def deadline_s(self) -> float | None:
-        """When the next acknowledgement is due, on the clock given to `receive`."""
-        return self._ack_due_s
+        """When `tick` has something to do, on the clock given to `receive`."""
+        dues = (self._ack_due_s, self._save_due_s, self.writes.due_s if self.welcomed else None)
+        return min((due for due in dues if due is not None), default=None)
 
     def tick(self, now_s: float) -> None:
         if self._ack_due_s is not None and now_s >= self._ack_due_s:
             self._acknowledge()
+        if self._save_due_s is not None and now_s >= self._save_due_s:
+            self.save()
+        if self.writes.due_s is not None and now_s >= self.writes.due_s:
+            self._send_changes(now_s)
 
     # What the application asks for
 
@@ -170,6 +198,47 @@ class Session:
         if self.welcomed:
             self._ask(subscription)
 
+    def write(
+        self, op: Operation, table: str, key: Row | Key, values: Row, *, now_s: float
+    ) -> tuple[Change, list[Action]]:
+        """Queue a change of one row, durably, and show it at once.
+
+        Raises RequestError if it cannot be one, StoreFailed if it could not be kept: then nothing happened.
+        """
+        name = table if "." in table else f"public.{table}"
+        views = [s for s in self.subscriptions.values() if s.schema is not None and s.schema.table == name]
+        wire_key = _wire_key(name, key, views)
+        values = {column: value for column, value in _wire(values).items() if column not in wire_key}
+        if not self.writes.next_number:
+            raise RequestError(
+                "It is not known which numbers this client id has used for its changes.",
+                hint="Leave `client_id` out, or open the store that belongs to it.",
+            )
+        base_version, base = _base(name, wire_key, views)
+        change = self.writes.number(
+            self.client_id,
+            op,
+            name,
+            wire_key,
+            values,
+            base_version=base_version,
+            base=None
+            if base is None or op == "create"
+            else {c: base[c] for c in values or base if c in base},
+        )
+        size_bytes = len(encode(change.frame()))
+        if size_bytes > self._inbound_frame_bytes:
+            raise LimitReached(
+                f"The change has {size_bytes} bytes; the server takes {self._inbound_frame_bytes} at most."
+            )
+        if self._journal is not None:
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, change)
+        self.writes.append(change)
+        actions = self._on_views(lambda subscription: subscription.show(change))
+        if self.welcomed:
+            self._send_changes(now_s)
+        return change, actions
+
     def authenticate(self, token: str) -> None:
         """Replace the token of the live connection."""
         if self.welcomed:
@@ -188,14 +257,16 @@ class Session:
             if not self._count(frame.n, len(data), now_s):
                 return []
             return self._data(frame, wall_us)
+        if isinstance(frame, ChangeConfirmed | ChangeRejected):
+            return self._outcome(frame, now_s)
         if isinstance(frame, Heartbeat):
             return [Beat(frame), *self._beat(frame)]
         if isinstance(frame, Welcome):
-            return self._welcome(frame)
+            return self._welcome(frame, now_s)
         if isinstance(frame, Draining):
             return [Leaving(frame.reconnect_in_ms / 1000)]
         if isinstance(frame, Error):
-            return self._error(frame)
+            return self._error(frame, now_s)
         subscription = self.subscriptions.get(frame.id if isinstance(frame, Subscribed) else frame.sub)
         if subscription is None:
             return []  # unsubscribed meanwhile
@@ -211,8 +282,11 @@ class Session:
                 subscription.change_schema(frame.schema)
         return []
 
-    def _welcome(self, frame: Welcome) -> list[Action]:
+    def _welcome(self, frame: Welcome, now_s: float) -> list[Action]:
         self.welcomed = True
+        self._inbound_frame_bytes = frame.limits.get("inbound_frame_bytes", INBOUND_FRAME_BYTES)
+        self._observe_server_time(frame.server_time)
+        self.writes.welcomed(frame.limits, frame.last_mutation, now_s)
         kept = frame.resumed in ("replay", "differential")
         if not kept:
             # What was missed is yet to come otherwise: only a heartbeat behind it moves the cursor.
@@ -223,6 +297,7 @@ class Session:
                 subscription.replica.ask_again()
             else:
                 self._ask(subscription)
+        self._send_changes(now_s)
         return [Welcomed(frame)]
 
     def _beat(self, frame: Heartbeat) -> list[Action]:
@@ -231,6 +306,7 @@ class Session:
         # The cursor moves only once everything up to it has been sent: nobody is on the way back any more.
         self.cursor = frame.cursor
         actions = [self._returned(s) for s in self.subscriptions.values() if s.state == "returning"]
+        actions += self._forget_confirmed()
         self.save()
         return actions
 
@@ -241,6 +317,7 @@ class Session:
 
     def _data(self, frame: SyncBatch | Data, wall_us: int) -> list[Action]:
         actions: list[Action] = []
+        self._observe(frame)
         for id_ in frame.sub:
             subscription = self.subscriptions.get(id_)
             if subscription is None or subscription.state not in ("snapshot", "returning", "live"):
@@ -251,16 +328,112 @@ class Session:
                 actions.append(Changed(subscription, changed))
             if isinstance(frame, SyncBatch) and frame.last:
                 if subscription.state == "snapshot":
+                    first = not subscription.complete
                     actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
+                    if first:
+                        self._show_waiting(subscription)
                 elif subscription.state == "returning":
                     actions.append(self._returned(subscription))
             self._refetch(subscription)
         return actions
 
-    def _error(self, frame: Error) -> list[Action]:
+    # This client's changes
+
+    def _outcome(self, frame: ChangeConfirmed | ChangeRejected, now_s: float) -> list[Action]:
+        actions: list[Action] = []
+        if isinstance(frame, ChangeRejected):
+            actions = self._reject(frame.id, frame.code, frame.message)
+        else:
+            confirmation = Confirmation(frame.outcome, frame.version, frame.fields)
+            change = self.writes.confirm(frame.id, confirmation)
+            if change is not None:
+                actions = [Settled(change), *self._confirm(change, confirmation)]
+        if actions and self._save_due_s is None:
+            self._save_due_s = now_s + ACK_DELAY_S
+        self._send_changes(now_s)
+        return actions
+
+    def _confirm(self, change: Change, confirmation: Confirmation) -> list[Action]:
+        shown = confirmation.outcome in ("applied", "merged", "already_applied")
+        if not shown or confirmation.version is None:
+            return self._hide(change)
+        # Its row is on the way as an event: until then the view would show what was before.
+        self._confirmed[change] = 0
+        return self._hide(change, confirmation.version)
+
+    def _forget_confirmed(self) -> list[Action]:
+        """Two cursors after its confirmation a change's row has come, or is not in the view."""
+        actions: list[Action] = []
+        for change, cursors in list(self._confirmed.items()):
+            self._confirmed[change] = cursors + 1
+            if cursors:
+                del self._confirmed[change]
+                actions += self._hide(change)
+        return actions
+
+    def _reject(self, number: int, code: str, message: str) -> list[Action]:
+        error = errors.ChangeRejected(message, code=code)
+        change = self.writes.reject(number, error)
+        if change is None:
+            return []
+        return [Settled(change, error), *self._hide(change)]
+
+    def _change_refused(self, number: int, frame: Error, now_s: float) -> list[Action]:
+        """An `error` frame about a change: it was neither applied nor rejected."""
+        passing = frame.code in ("unavailable", "limit_reached", "internal")
+        if passing and self.writes.refused(number, internal=frame.code == "internal", now_s=now_s):
+            return []
+        actions = self._reject(number, frame.code, frame.message)
+        self._save_due_s = now_s + ACK_DELAY_S
+        self._send_changes(now_s)
+        return actions
+
+    def _hide(self, change: Change, once_seen: int | None = None) -> list[Action]:
+        return self._on_views(lambda subscription: subscription.hide(change, once_seen=once_seen))
+
+    def _on_views(self, act: Callable[[Subscription], list[ChangeEvent] | None]) -> list[Action]:
+        actions: list[Action] = []
+        for subscription in self.subscriptions.values():
+            events = act(subscription)
+            if events is not None:
+                actions.append(Changed(subscription, events))
+        return actions
+
+    def _show_waiting(self, subscription: Subscription) -> None:
+        for change in self.writes.changes.values():
+            subscription.show(change)
+
+    def _send_changes(self, now_s: float) -> None:
+        for change in self.writes.next_to_send(now_s):
+            self._send(change.frame())
+
+    def _observe(self, frame: SyncBatch | Data) -> None:
+        """What this client writes from now on is later than what it has seen."""
+        for event in frame.events if isinstance(frame, SyncBatch) else (frame,):
+            if event.at is not None:
+                ms, _, rest = event.at.partition("-")
+                counter = rest.partition("-")[0]
+                if ms.isdecimal() and counter.isdecimal():
+                    self.writes.clock.observe(int(ms), int(counter))
+
+    def _observe_server_time(self, text: str) -> None:
+        with contextlib.suppress(ValueError):
+            self.writes.clock.observe(int(datetime.fromisoformat(text).timestamp() * 1000))
+
+    def _restore(self, journal: Journal) -> None:
+        self.cursor = journal.cursor
+        self.writes = journal.load_writes()
+        for subscription in journal.load():
+            self.subscriptions[subscription.id] = subscription
+            self._next_id = max(self._next_id, int(subscription.id[1:]))
+            self._show_waiting(subscription)
+
+    def _error(self, frame: Error, now_s: float) -> list[Action]:
         error = errors.from_code(frame.code, frame.message)
         if frame.ref is None:
             return [Complaint(error)]
+        if frame.ref.isdecimal():  # the number of a change; subscriptions have a letter in front
+            return self._change_refused(int(frame.ref), frame, now_s)
         subscription = self.subscriptions.get(frame.ref)
         if subscription is None:
             return []
@@ -331,3 +504,45 @@ class Session:
     def _fresh_id(self) -> str:
         self._next_id += 1
         return f"s{self._next_id}"
+
+
+def _wire(values: Any) -> Row:
+    """Values as JSON has them: times in ISO 8601, bytes in base64, decimals as texts."""
+    try:
+        wire = msgspec.to_builtins(dict(values), str_keys=True)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"These values cannot be sent: {error}.") from None
+    return {str(name): value for name, value in wire.items()}
+
+
+def _wire_key(table: str, key: Row | Key, views: list[Subscription]) -> Row:
+    """A key by column, in the form of the row it names; a view's key tuple needs that view."""
+    schema = views[0].schema if views else None
+    if not isinstance(key, Mapping):
+        if schema is None or len(key) != len(schema.key):
+            raise RequestError(f"Name the key's columns: no view of {table} tells which they are.")
+        key = dict(zip(schema.key, key, strict=True))
+    key = _wire(key)
+    if not key:
+        raise RequestError("The key names no column.")
+    if schema is None:
+        return key
+    if key.keys() != set(schema.key):
+        raise RequestError(f"The key of {table} is {', '.join(schema.key)}.")
+    types = column_types(schema)
+    return {name: as_shown(key[name], types.get(name)) for name in schema.key}
+
+
+def _base(table: str, key: Row, views: list[Subscription]) -> tuple[int | None, Row | None]:
+    """The newest version of the row that is held, and the row as it is shown."""
+    version: int | None = None
+    row: Row | None = None
+    for subscription in views:
+        place = subscription.key_of(table, key)
+        if place is None:
+            continue
+        row = row or subscription.rows.get(place)
+        held = subscription.replica.versions.get(place)
+        if held is not None:
+            version = held if version is None else max(version, held)
+    return version, row

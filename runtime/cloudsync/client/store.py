@@ -28,7 +28,7 @@ CREATE TABLE identity (
     user text,
     client_id text,
     cursor text,
-    next_mutation integer NOT NULL DEFAULT 1,
+    next_mutation integer NOT NULL DEFAULT 0,
     clock_ms integer NOT NULL DEFAULT 0,
     clock_counter integer NOT NULL DEFAULT 0
 );
@@ -140,12 +140,12 @@ class Store:
 
     @property
     def counters(self) -> tuple[int, int, int]:
-        """The next mutation number; the clock's milliseconds and counter."""
+        """The next mutation number (0: it is not known); the clock's milliseconds and counter."""
         with self._failing():
             found = self._database.execute(
                 "SELECT next_mutation, clock_ms, clock_counter FROM identity"
             ).fetchone()
-        return found or (1, 0, 0)
+        return found or (0, 0, 0)
 
     def belong(self, *, url: str, client_id: str | None = None) -> None:
         """Take the file for this platform and client id, or refuse another's."""
@@ -178,9 +178,9 @@ class Store:
             )
 
     def register(self, client_id: str) -> None:
-        """Keep the client id that was issued."""
+        """Keep the client id that was issued: it has used no number yet."""
         with self._transaction(durable=True):
-            self._database.execute("UPDATE identity SET client_id = ?", (client_id,))
+            self._database.execute("UPDATE identity SET client_id = ?, next_mutation = 1", (client_id,))
 
     def subscriptions(self) -> list[StoredSubscription]:
         return [

@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from cloudsync.client.change import Change
 from cloudsync.client.errors import FrameUnreadable
+from cloudsync.client.filters import as_shown, column_types
 from cloudsync.client.frames import Data, Times
-from cloudsync.client.replica import Applied, Key, Operation, Replica, Row
+from cloudsync.client.overlay import Overlay, Rows
+from cloudsync.client.replica import Applied, Key, Operation, Replica, Row, difference
 from cloudsync.protocol.messages import Mode, TableSchema, Where
 
 
@@ -18,6 +21,7 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     `row` is the row after the change (None for a delete), `changes` the new values of an update. `resync`
     marks a difference found when the view was rebuilt from a new snapshot: it has no times of its own.
+    `local` marks what this client changed itself, or takes back, before the server has confirmed anything.
     """
 
     op: Operation
@@ -34,6 +38,7 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
     sent_us: int = 0
     received_us: int = 0
     resync: bool = False
+    local: bool = False
 
     @property
     def latency_ms(self) -> float | None:
@@ -58,7 +63,9 @@ class Subscription:
         "id",
         "mode",
         "observed",
+        "overlay",
         "replica",
+        "rows",
         "schema",
         "staging",
         "state",
@@ -78,6 +85,9 @@ class Subscription:
         self.schema: TableSchema | None = None
         self.count: int | None = None
         self.replica = Replica()
+        self.overlay = Overlay()
+        self.rows = Rows(self.replica.rows, self.overlay.patches)
+        """What the application sees."""
         self.staging: Replica | None = None
         self.state: Literal["new", "asked", "snapshot", "live", "held", "returning", "ended"] = "new"
         self.complete = False
@@ -109,7 +119,7 @@ class Subscription:
         found: list[ChangeEvent] = []
         try:
             for event in events:
-                applied = target.apply(event)
+                applied = self._beneath(event) if target is self.replica else target.apply(event)
                 if applied is None:
                     continue
                 changed = True
@@ -125,9 +135,13 @@ class Subscription:
         """Show the snapshot that has arrived; its differences from the rows that were held."""
         events: list[ChangeEvent] = []
         if self.staging is not None:
+            shown = {key: self.rows.get(key) for key in self.overlay.keys_covered()}
             differences = self.replica.replace(self.staging)
+            repainted = [self._repaint(key, row) for key, row in shown.items()]
             if self.complete and self.observed:
-                events = [self._event(applied, None, 0, received_us) for applied in differences]
+                found = [applied for applied in differences if applied.key not in shown]
+                found += filter(None, repainted)
+                events = [self._event(applied, None, 0, received_us) for applied in found]
         self.staging = None
         self.state = "live"
         self.complete = True
@@ -140,8 +154,73 @@ class Subscription:
         self.replica.keep_columns(names)
         if self.staging is not None:
             self.staging.keep_columns(names)
+        for key in self.overlay.keys_covered():
+            self._repaint(key, None)
 
-    def _event(self, applied: Applied, cause: Data | None, sent_us: int, received_us: int) -> ChangeEvent:
+    # Changes of this client that are not confirmed yet
+
+    def key_of(self, table: str, key: Row) -> Key | None:
+        """The place of a row by its key as the application wrote it; None: not in this view's table."""
+        schema = self.schema
+        if schema is None or not self.complete or schema.table != table or key.keys() != set(schema.key):
+            return None
+        types = column_types(schema)
+        return self.replica.key_of({name: as_shown(key[name], types.get(name)) for name in schema.key})
+
+    def show(self, change: Change) -> list[ChangeEvent] | None:
+        """Put a change on top of the rows. None if what readers see is as before."""
+        key = self.key_of(change.table, change.key)
+        if key is None:
+            return None
+        before = self.rows.get(key)
+        self.overlay.add(key, change)
+        return self._local(self._repaint(key, before))
+
+    def hide(self, change: Change, *, once_seen: int | None = None) -> list[ChangeEvent] | None:
+        """Take a change off the rows; with `once_seen`, only when the row is held in that version."""
+        key = self.key_of(change.table, change.key)
+        if key is None or key not in self.overlay:
+            return None
+        before = self.rows.get(key)
+        if once_seen is None:
+            self.overlay.remove(key, change)
+        else:
+            self.overlay.keep_until(change, once_seen)
+        return self._local(self._repaint(key, before))
+
+    def _beneath(self, event: Data) -> Applied | None:
+        """Take an event in that may concern a row with a change of this client on top."""
+        replica = self.replica
+        if not self.overlay.patches:
+            return replica.apply(event)
+        key = replica.key_of(event.key)
+        if key not in self.overlay:
+            return replica.apply(event)
+        before = self.rows.get(key)
+        replica.apply(event)
+        return self._repaint(key, before)
+
+    def _repaint(self, key: Key, before: Row | None) -> Applied | None:
+        """Show what a key's row is now, under the changes that are left; the difference from `before`."""
+        assert self.schema is not None  # noqa: S101  complete
+        self.overlay.seen(key, self.replica.known(key))
+        self.overlay.paint(key, self.replica.rows.get(key), self.schema, self.where)
+        return difference(key, before, self.rows.get(key), max(0, self.replica.known(key)))
+
+    def _local(self, applied: Applied | None) -> list[ChangeEvent] | None:
+        if applied is None:
+            return None
+        return [self._event(applied, None, 0, 0, local=True)] if self.observed else []
+
+    def _event(
+        self,
+        applied: Applied,
+        cause: Data | None,
+        sent_us: int,
+        received_us: int,
+        *,
+        local: bool = False,
+    ) -> ChangeEvent:
         return ChangeEvent(
             op=applied.op,
             key=applied.key,
@@ -156,5 +235,6 @@ class Subscription:
             times=cause.times if cause else None,
             sent_us=sent_us,
             received_us=received_us,
-            resync=cause is None,
+            resync=cause is None and not local,
+            local=local,
         )

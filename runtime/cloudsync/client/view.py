@@ -61,7 +61,8 @@ class View:
 
     `rows` and `versions` are the live mappings: they change between two awaits. A row is replaced when it
     changes, never altered, so one that was read stays as it was. Keys are tuples in the order of
-    `schema.key`; values are as in JSON (int8 and numeric as texts).
+    `schema.key`; values are as in JSON (int8 and numeric as texts). `rows` shows this client's own changes
+    at once; `versions` are those of the rows as the server has confirmed them.
     """
 
     def __init__(self, subscription: Subscription, *, close: Callable[[View], Awaitable[None]]) -> None:
@@ -71,7 +72,7 @@ class View:
         self._listeners: WeakSet[Changes] = WeakSet()
         self._turn: asyncio.Future[None] | None = None
         self._error: Exception | None = None
-        self.rows: Mapping[Key, Row] = MappingProxyType(subscription.replica.rows)
+        self.rows: Mapping[Key, Row] = subscription.rows
         self.versions: Mapping[Key, int] = MappingProxyType(subscription.replica.versions)
 
     @property

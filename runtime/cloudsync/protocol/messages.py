@@ -13,6 +13,7 @@ SUBPROTOCOL: Final = "cloudsync.v1"
 BEARER_PREFIX: Final = "bearer."
 
 Mode = Literal["every", "latest", "batch"]
+Outcome = Literal["applied", "merged", "superseded", "conflict", "already_applied"]
 Where = dict[str, Any]
 Identifier = str
 
@@ -109,6 +110,8 @@ class Welcome(ServerFrame, tag="welcome"):
     heartbeat_s: float
     limits: dict[str, int]
     server_time: str
+    last_mutation: int | None = None
+    """The highest mutation number that was taken of this client; None from a server that takes none."""
 
 
 class Column(msgspec.Struct, omit_defaults=True, gc=False):
@@ -141,6 +144,23 @@ class SubscriptionChanged(ServerFrame, tag="subscription.changed"):
     sub: str
     schema: TableSchema | None = None
     mode: Mode | None = None
+
+
+class ChangeConfirmed(ServerFrame, tag="change.confirmed"):
+    """The change is durable in PostgreSQL."""
+
+    id: int
+    outcome: Outcome
+    version: int | None = None
+    fields: list[str] | None = None
+
+
+class ChangeRejected(ServerFrame, tag="change.rejected"):
+    """The change was not applied and will not be."""
+
+    id: int
+    code: str
+    message: str
 
 
 class Heartbeat(ServerFrame, tag="heartbeat"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,134 +12,25 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cloudsync.client.change import Change
 from cloudsync.client.session import ACK_DELAY_S, Session
 from cloudsync.client.store import Batch, Store
 from cloudsync.client.subscription import Subscription
-
-SCHEMA = {
-    "table": "public.t",
-    "key": ["id"],
-    "columns": [{"name": "id", "type": "integer"}, {"name": "a", "type": "integer"}],
-}
-ALWAYS = 0
-"""A row that is there from the beginning and never deleted."""
-
-
-class Server:
-    """A table's history, and one connection at a time that tells it as a gateway does."""
-
-    def __init__(self) -> None:
-        self.history: list[dict[str, Any]] = []
-        self.rows: dict[int, int] = {}
-        self.versions: dict[int, int] = {}
-        self.outbox: deque[dict[str, Any]] = deque()
-        self.live: set[str] = set()
-        self.n = 0
-        self.change(ALWAYS, 1)
-
-    def change(self, key: int, value: int | None) -> None:
-        """Set a row's value; None deletes it."""
-        if value is None and (key == ALWAYS or key not in self.rows):
-            return
-        before = self.versions.get(key, 0)
-        event: dict[str, Any] = {"table": "public.t", "key": {"id": key}, "version": before + 1}
-        if value is None:
-            event["type"] = "data.delete"
-            del self.rows[key]
-        elif key in self.rows:
-            event |= {"type": "data.update", "prev_version": before, "changes": {"a": value}}
-            self.rows[key] = value
-        else:
-            event |= {"type": "data.create", "row": {"id": key, "a": value}}
-            self.rows[key] = value
-        self.versions[key] = before + 1
-        self.history.append(event)
-        if self.live:
-            self._deliver(sorted(self.live), event)
-
-    def greet(self, hello: dict[str, Any], manner: str) -> None:
-        """Welcome a client back: by replay, differential or resync."""
-        self.outbox.clear()
-        self.live.clear()
-        self.n = 0
-        held = [subscription["id"] for subscription in hello.get("subscriptions", [])]
-        cursor = int(hello["cursor"]) if hello.get("cursor") else None
-        if cursor is None:
-            manner = ""
-        welcome = {"type": "welcome", "session": "x", "resumed": manner or None, "heartbeat_s": 20}
-        self.outbox.append({**welcome, "cursor": str(len(self.history)), "limits": {}, "server_time": ""})
-        if manner == "replay" and held:
-            for event in self.history[cursor:]:
-                self._deliver(held, event)
-            self._batch(held, [], last=True)
-        if manner == "differential" and held:
-            touched = {event["key"]["id"] for event in self.history[cursor:]}
-            events = [self.state(key) for key in sorted(touched)]
-            for event in events:
-                self._batch(held, [event])
-            self._batch(held, [], last=True)
-        if manner in ("replay", "differential"):
-            self.live |= set(held)
-
-    def hear(self, frame: dict[str, Any]) -> None:
-        if frame["type"] == "subscribe":
-            sub = frame["id"]
-            self.outbox.append({"type": "subscribed", "id": sub, "schema": SCHEMA})
-            self._snapshot(sub)
-        elif frame["type"] == "refetch":
-            self._deliver([frame["sub"]], self.state(frame["key"]["id"]))
-        elif frame["type"] == "unsubscribe":
-            self.live.discard(frame["id"])
-
-    def reset(self) -> None:
-        """As after a TRUNCATE or a partition that moved: every view starts over."""
-        for sub in sorted(self.live):
-            self.outbox.append({"type": "subscription.reset", "sub": sub, "reason": "test"})
-            self._snapshot(sub)
-
-    def deleted(self, event: dict[str, Any]) -> bool:
-        """Whether the event's row was deleted then or later."""
-        return any(
-            later["type"] == "data.delete" and later["key"] == event["key"]
-            for later in self.history
-            if later["version"] >= event["version"]
-        )
-
-    def beat(self) -> None:
-        self.outbox.append(
-            {"type": "heartbeat", "cursor": str(len(self.history)), "lag_ms": 0, "token_expires_in": 99}
-        )
-
-    def state(self, key: int) -> dict[str, Any]:
-        head = {"table": "public.t", "key": {"id": key}, "version": self.versions.get(key, 0)}
-        if key not in self.rows:
-            return {"type": "data.delete", **head}
-        return {"type": "data.create", **head, "row": {"id": key, "a": self.rows[key]}}
-
-    def _snapshot(self, sub: str) -> None:
-        for key in sorted(self.rows):
-            self._batch([sub], [self.state(key)])
-        self._batch([sub], [], snapshot=True, last=True)
-        self.live.add(sub)
-
-    def _deliver(self, subs: list[str], event: dict[str, Any]) -> None:
-        self.n += 1
-        self.outbox.append({**event, "n": self.n, "sub": subs})
-
-    def _batch(self, subs: list[str], events: list[dict[str, Any]], **more: bool) -> None:
-        self.n += 1
-        self.outbox.append({"type": "sync.batch", "n": self.n, "sub": subs, "events": events, **more})
+from cloudsync.clock import Timestamp
+from sync_server import ALWAYS, UNLUCKY, SyncServer
 
 
 class Device:
     """An application's process with a store, which may die at any moment."""
 
-    def __init__(self, path: Path, server: Server) -> None:
+    def __init__(self, path: Path, server: SyncServer) -> None:
         self.path, self.server = path, server
         self.now_s = 0.0
         self.connected = False
         self.durable: dict[Any, int] = {}
         """The newest version of each row that was ever committed."""
+        self.written: list[Change] = []
+        """What the application was told is queued."""
         self.start()
 
     def start(self) -> None:
@@ -160,6 +50,8 @@ class Device:
 
     def note(self) -> None:
         """Right after a commit: the file says what memory says."""
+        for number, change in self.session.writes.changes.items():
+            assert number in {known for known, _ in self.store.changes()}, change
         for subscription in self.session.subscriptions.values():
             stored = {s.id: s for s in self.store.subscriptions()}[subscription.id]
             assert stored.complete == subscription.complete
@@ -180,8 +72,8 @@ class Device:
         if not self.view.complete:
             return
         replica = self.view.replica
-        for key, version in self.durable.items():
-            assert replica.known((key,)) >= version, "an older version came back"
+        for (key,), version in replica.versions.items():
+            assert version >= self.durable.get(key, 0), "an older version came back"
         if self.view.state != "held":
             return
         for event in self.server.history[: int(self.session.cursor or 0)]:
@@ -190,6 +82,28 @@ class Device:
             newest = max(replica.known(place), -1 if wanted is None else wanted)
             gone = place not in replica.rows and self.server.deleted(event)
             assert gone or newest >= event["version"], "the cursor is ahead of the rows"
+
+    def write(self, op: Any, key: int, value: int) -> None:
+        values = {"a": value} if op != "delete" else {}
+        change, _ = self.session.write(op, "t", {"id": key}, values, now_s=self.now_s)
+        assert change.number not in [earlier.number for earlier in self.written]
+        self.written.append(change)
+        self.answer()
+
+    def check_shown(self) -> None:
+        """The application sees its own changes on top of what is confirmed, and nothing else."""
+        if not self.view.complete:
+            return
+        unseen = [c for c in self.session._confirmed if self.view.overlay._until.get(c.number) is not None]
+        rows = dict(self.view.replica.rows)
+        for change in (*unseen, *self.session.writes.changes.values()):
+            place = (change.key["id"],)
+            if change.op == "delete":
+                rows.pop(place, None)
+            elif change.op == "create" or place in rows:
+                rows[place] = {**rows.get(place, {}), **change.key, **change.values}
+        assert self.view.rows == rows
+        assert len(self.view.rows) == len(rows) == len(list(self.view.rows.values()))
 
     def crash(self) -> None:
         self.store._database.close()
@@ -214,11 +128,12 @@ class Device:
             frame = self.server.outbox.popleft()
             self.session.receive(json.dumps(frame).encode(), now_s=self.now_s)
             self.answer()
+            self.check_shown()
             if self.view.complete:
                 assert (ALWAYS,) in self.view.replica.rows, "a row that was always there was not to be seen"
 
-    def wait(self) -> None:
-        self.now_s += 2 * ACK_DELAY_S
+    def wait(self, passing_s: float = 2 * ACK_DELAY_S) -> None:
+        self.now_s += passing_s
         if self.connected:
             self.session.tick(self.now_s)
             self.answer()
@@ -237,9 +152,9 @@ class Device:
 
 
 @contextmanager
-def device() -> Iterator[tuple[Device, Server]]:
+def device() -> Iterator[tuple[Device, SyncServer]]:
     with tempfile.TemporaryDirectory() as folder:
-        server = Server()
+        server = SyncServer()
         found = Device(Path(folder) / "client.db", server)
         yield found, server
         found.store.close()
@@ -251,6 +166,13 @@ steps = st.one_of(
     st.tuples(st.just("take"), st.integers(1, 6)),
     st.tuples(st.just("connect"), st.sampled_from(["replay", "differential", "resync"])),
     st.tuples(st.sampled_from(["beat", "wait", "lose", "crash", "reset", "forget one"])),
+    st.tuples(
+        st.just("write"),
+        st.sampled_from(["create", "update", "update", "delete"]),
+        st.integers(0, 3),
+        st.sampled_from([1, 2, 3, UNLUCKY]),
+    ),
+    st.tuples(st.sampled_from(["busy", "row first", "row last"])),
 )
 
 
@@ -276,25 +198,40 @@ def test_any_deliveries_losses_and_crashes_end_with_the_servers_rows(script: lis
                     client.crash()
                 case "reset":
                     server.reset()
+                case "write" if client.session.writes.next_number:
+                    client.write(*arguments)
+                case "busy":
+                    server.busy += 1
+                case "row first" | "row last":
+                    server.row_first = name == "row first"
                 case "forget one":
                     # An update that never comes; a later one of the same row makes the client ask for it.
                     lost = [f for f in server.outbox if f["type"] == "data.update"][-2:-1]
                     later = [f["key"] for f in server.outbox if f["type"] == "data.update"][-1:]
                     if lost and lost[0]["key"] == later[0]:
                         lost[0] |= {"type": "sync.batch", "events": []}
+            client.check_shown()
         client.connect("replay")
-        client.take(10_000)
-        client.wait()
+        for _ in range(20):
+            client.take(10_000)
+            client.wait(100.0)
+            server.beat()
         client.take(10_000)
         assert shown(client.view) == server.rows
         assert client.session.caught_up
+        assert not client.session.writes.changes
+        assert set(server.answers) == {change.number for change in client.written}, "each was judged"
+        numbers = [number for _, number in server.applied]
+        assert len(set(numbers)) == len(numbers), "none was applied twice"
+        stamps = [Timestamp.parse(change.at) for change in client.written]
+        assert stamps == sorted(set(stamps))
         client.wait()
         client.crash()
         assert shown(client.view) == server.rows, "everything acknowledged is in the file"
 
 
 def shown(view: Subscription) -> dict[int, int]:
-    return {key[0]: row["a"] for key, row in view.replica.rows.items()}
+    return {key[0]: row["a"] for key, row in view.rows.items()}
 
 
 def test_a_view_of_the_store_is_there_before_any_connection() -> None:
