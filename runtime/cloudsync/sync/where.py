@@ -23,10 +23,19 @@ async def canonical_where(
 ) -> tuple[Condition, ...]:
     """The conditions of a where-clause, sorted, operands as PostgreSQL writes them.
 
+    As cloudsync_client, who may use the types of tracked tables where the service's own role may not.
     Raises UnknownColumn, or BadFilter saying which operand does not fit.
     """
     if not where:
         return ()
+    async with connection.transaction():
+        await connection.execute("SET LOCAL ROLE cloudsync_client")
+        return await _conditions(connection, table, where)
+
+
+async def _conditions(
+    connection: AsyncConnection[Any], table: CatalogTable, where: dict[str, Any]
+) -> tuple[Condition, ...]:
     conditions = []
     for name, wanted in where.items():
         column = table.columns.get(name)
@@ -149,6 +158,11 @@ async def _operand(connection: AsyncConnection[Any], column: TableColumn, value:
             row = await cursor.fetchone()
     except psycopg.DataError:
         raise BadFilter(f"The operand of {column.name!r} is not a value of its type {column.type}.") from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise BadFilter(
+            f"{column.name!r} is of type {column.type}, which clients may not use.",
+            hint="The owner of the type's schema can: GRANT USAGE ON SCHEMA … TO cloudsync_client.",
+        ) from None
     return row[0] if row else None
 
 
