@@ -21,6 +21,7 @@ help:
 	@echo "make lint    ruff, mypy, import boundaries"
 	@echo "make bench   every benchmark        (BENCH='latency writers')"
 	@echo "make synth   the AWS templates of an environment (ENV=prod), checked; needs Node, no account"
+	@echo "make soak    clients watch while processes are killed (MINUTES=10)"
 	@echo "make format  let ruff format and mend"
 	@echo "make lock    resolve the dependencies anew"
 	@echo "make clean   remove what was built (not the data in .cloudsync)"
@@ -60,6 +61,9 @@ bench: $(VENV)/.dev
 	@mkdir -p bench-results
 	@set -e; for scenario in $(BENCH); do \
 	  $(BIN)/cloudsync bench $$scenario --json bench-results/$$scenario.json $(ARGS); done
+
+soak: $(VENV)/.runtime
+	@exec $(BIN)/cloudsync soak --minutes $(MINUTES) $(ARGS)
 
 # Checking
 

@@ -354,6 +354,22 @@ def demo(context: typer.Context) -> None:
     _exit_with(demonstration.main(context.args))
 
 
+@app.command(rich_help_panel=_DEVELOPMENT, context_settings=_PASS_ON)
+def verify(context: typer.Context) -> None:
+    """Prove on a running environment that nothing is lost and nobody sees too much; `verify --help`."""
+    from cloudsync.verify import command
+
+    _exit_with(command.main(context.args))
+
+
+@app.command(rich_help_panel=_DEVELOPMENT, context_settings=_PASS_ON)
+def soak(context: typer.Context) -> None:
+    """Kill processes of a platform for minutes while clients watch, then check every view against SQL."""
+    from cloudsync.verify import soak as endurance
+
+    _exit_with(endurance.main(context.args))
+
+
 # The audit log
 
 

@@ -187,6 +187,18 @@ class Client:
         """Call `callback` with every frame of the server, before it is taken in: for audits."""
         self._session.on_frame = callback
 
+    async def renew_token(self) -> None:
+        """Ask the callback for a new token, and show it to the server on the live connection."""
+        try:
+            token = await self._credentials.renew()
+        except (
+            CloudSyncError
+        ) as error:  # the next heartbeat tries again; at worst the server closes with 4001
+            _log.warning("The token was not renewed: %s", error)
+            return
+        self._session.authenticate(token)
+        self._send()
+
     def suspend(self) -> None:
         """Drop the connection and stay away until `resume`; views keep their rows."""
         self._online.clear()
@@ -472,18 +484,7 @@ class Client:
     def _beat(self, action: Beat) -> None:
         soon = action.frame.token_expires_in < max(TOKEN_MARGIN_S, 2.5 * self._heartbeat_s)
         if soon and self._credentials.renewable and (self._renewing is None or self._renewing.done()):
-            self._renewing = self._loop.create_task(self._renew_token())
-
-    async def _renew_token(self) -> None:
-        try:
-            token = await self._credentials.renew()
-        except (
-            CloudSyncError
-        ) as error:  # the next heartbeat tries again; at worst the server closes with 4001
-            _log.warning("The token was not renewed: %s", error)
-            return
-        self._session.authenticate(token)
-        self._send()
+            self._renewing = self._loop.create_task(self.renew_token())
 
     def _leave(self) -> None:
         if self._link is not None:
