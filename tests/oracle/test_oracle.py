@@ -18,7 +18,6 @@ from oracle.conftest import REGRESSIONS, explain
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "20"))
-FAULTY = int(os.environ.get("ORACLE_FAULTY_EXAMPLES", "4"))
 
 
 class Drawn:
@@ -61,15 +60,6 @@ def within(examples: int) -> settings:
 @within(EXAMPLES)
 @given(program=programs(steps=15))
 def test_views_equal_sql(run: Callable[[Program], Report], program: Program) -> None:
-    report = run(program)
-    assert report.good, explain(program, report)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@within(FAULTY)
-@given(program=programs(steps=10, faults=True))
-def test_views_equal_sql_whatever_breaks(run: Callable[[Program], Report], program: Program) -> None:
     report = run(program)
     assert report.good, explain(program, report)
 
