@@ -506,6 +506,8 @@ class Client:
         self._error = error
         for view in self._views.values():
             view.end(error)
+        if self._store is not None and isinstance(error, Closed) and self.pending:
+            error = Closed("The client was closed; the change is sent when the store is opened again.")
         self._session.writes.fail(error)
         for waiting in self._pending.values():
             if not waiting.done():

@@ -14,11 +14,24 @@ import psycopg
 import pytest
 
 from cloudsync import client as cloudsync_client
-from cloudsync.client import ChangeEvent, Client, StoreFailed, StoreInUse, StoreRefused, Unreachable, View
+from cloudsync.client import (
+    Change,
+    ChangeEvent,
+    ChangeRejected,
+    Client,
+    Closed,
+    StoreFailed,
+    StoreInUse,
+    StoreRefused,
+    Unreachable,
+    View,
+)
 from cloudsync.client import failures as client_failures
+from cloudsync.client.frames import Frame, SyncBatch
 from cloudsync.client.store import Batch, Store
 from cloudsync.dev.platform import Platform
 from cloudsync.errors import ClientRefused
+from cloudsync.protocol.messages import Subscribed, SubscriptionReset, Welcome
 
 Eventually = Callable[..., Awaitable[Any]]
 Token = Callable[[], str]
@@ -104,6 +117,97 @@ async def test_a_client_that_is_cut_off_under_load_never_shows_a_hole(
     async with cloudsync_client.connect(way.url, token=token, store=path) as client:
         again = await client.subscribe(table)
         assert shown(again) == expected(sql, table)
+
+
+class Heard:
+    """What the server said on the connections of a client."""
+
+    def __init__(self, client: Client) -> None:
+        self.resumed: list[str | None] = []
+        self.snapshots = 0
+        client.on_frame(self._note)
+
+    def _note(self, frame: Frame) -> None:
+        if isinstance(frame, Welcome):
+            self.resumed.append(frame.resumed)
+        if isinstance(frame, Subscribed | SubscriptionReset) or (
+            isinstance(frame, SyncBatch) and frame.snapshot
+        ):
+            self.snapshots += 1
+
+
+async def test_who_was_away_or_died_is_told_what_was_missed_and_no_more(
+    sql: psycopg.Connection[Any], table: str, token: Token, path: Path, way: Any, eventually_async: Eventually
+) -> None:
+    await write(sql, table, 1, 40)
+    async with cloudsync_client.connect(way.url, token=token, store=path) as client:
+        view = await client.subscribe(table)
+        heard = Heard(client)
+        await way.wire.refuse()
+        await write(sql, table, 41, 240)
+        await eventually_async(lambda: client.state == "offline", 20)
+        await way.wire.restore()
+        await view.wait_for(lambda _: shown(view) == expected(sql, table), timeout_s=30)
+        await eventually_async(lambda: client.state == "live", 20)
+        assert (heard.resumed, heard.snapshots) == (["replay"], 0)
+    await write(sql, table, 241, 300)
+    returning = cloudsync_client.connect(way.url, token=token, store=path)
+    heard = Heard(returning)
+    async with returning as client:
+        view = await client.subscribe(table)
+        await view.wait_for(lambda _: shown(view) == expected(sql, table), timeout_s=30)
+        await eventually_async(lambda: client.state == "live", 20)
+        assert (heard.resumed, heard.snapshots) == (["replay"], 0)
+        assert view.versions == versions(sql, table)
+
+
+def versions(sql: psycopg.Connection[Any], table: str) -> dict[Any, int]:
+    found = sql.execute(
+        "SELECT (key::jsonb->>0)::int, version FROM cloudsync.row_state s JOIN cloudsync.tracked_tables t"
+        " USING (table_id) WHERE t.table_name = %s AND deleted_at IS NULL",
+        (table,),
+    )
+    return {(id_,): version for id_, version in found.fetchall()}
+
+
+async def test_a_server_that_takes_no_changes_yet_rejects_them(
+    platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token, path: Path
+) -> None:
+    sql.execute(f"INSERT INTO {table} (id, title) VALUES (1, 'theirs')")
+    async with cloudsync_client.connect(platform.api_url, token=token, store=path) as client:
+        view = await client.subscribe(table)
+        rejected: list[Change] = []
+        client.on_rejected(rejected.append)
+        change = client.update(table, (1,), {"title": "mine"})
+        assert view.rows[1,]["title"] == "mine"
+        assert client.pending == 1
+        with pytest.raises(ChangeRejected) as refusal:
+            async with asyncio.timeout(20):
+                await change.confirmed()
+        assert refusal.value.code == "not_supported"
+        assert view.rows[1,]["title"] == "theirs"
+        assert (rejected, client.pending) == ([change], 0)
+
+
+async def test_changes_made_offline_wait_for_the_next_process(
+    token: Token, table: str, path: Path, way: Any
+) -> None:
+    async with cloudsync_client.connect(way.url, token=token, store=path) as client:
+        await client.subscribe(table)
+    await way.wire.refuse()
+    async with cloudsync_client.connect(way.url, token=token, store=path) as client:
+        view = await client.subscribe(table)
+        made = client.create(table, {"id": 7}, {"title": "offline"})
+        waiting = asyncio.create_task(made.confirmed())
+        await asyncio.sleep(0)
+    with pytest.raises(Closed, match="sent when the store is opened again"):
+        await waiting
+    async with cloudsync_client.connect(way.url, token=token, store=path) as client:
+        view = await client.subscribe(table)
+        assert view.rows == {(7,): {"id": 7, "title": "offline"}}
+        assert [(change.number, change.op) for change in client.pending_changes] == [(1, "create")]
+        assert client.delete(table, (7,)).number == 2
+        assert view.rows == {}
 
 
 async def test_without_the_platform_the_views_are_there(
