@@ -27,7 +27,7 @@ def run(target: Target) -> Callable[[Program], Report]:
     """Runs a program in a loop of its own: hypothesis calls from outside of any."""
 
     def run_program(program: Program) -> Report:
-        return asyncio.run(Runner(target, program, settle_s=25).run())
+        return asyncio.run(Runner(target, program, settle_s=20).run())
 
     return run_program
 

@@ -18,6 +18,7 @@ from oracle.conftest import REGRESSIONS, explain
 
 T = TypeVar("T")
 EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "20"))
+FAULTY = int(os.environ.get("ORACLE_FAULTY_EXAMPLES", "5"))
 
 
 class Drawn:
@@ -45,11 +46,11 @@ def programs(draw: st.DrawFn, *, steps: int, faults: bool = False) -> Program:
     return choose.program(Drawn(draw), steps=steps, faults=faults)
 
 
-def within(examples: int) -> settings:
+def within(examples: int, *, shrink: bool = True) -> settings:
     return settings(
         max_examples=examples,
         deadline=None,
-        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
@@ -58,8 +59,17 @@ def within(examples: int) -> settings:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @within(EXAMPLES)
-@given(program=programs(steps=15))
+@given(program=programs(steps=30))
 def test_views_equal_sql(run: Callable[[Program], Report], program: Program) -> None:
+    report = run(program)
+    assert report.good, explain(program, report)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@within(FAULTY, shrink=False)  # each try of a program that fails breaks things and waits
+@given(program=programs(steps=12, faults=True))
+def test_views_equal_sql_whatever_breaks(run: Callable[[Program], Report], program: Program) -> None:
     report = run(program)
     assert report.good, explain(program, report)
 

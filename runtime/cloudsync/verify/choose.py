@@ -35,6 +35,7 @@ from cloudsync.verify.program import (
 )
 
 T = TypeVar("T")
+_SCENE = 6
 
 
 class Chooser(Protocol):
@@ -65,14 +66,16 @@ class Seeded:
 
 
 def program(chooser: Chooser, *, steps: int = 20, faults: bool = False) -> Program:
-    """Up to three tables, a few clients that watch them from the beginning, then anything."""
-    return Program(
-        tables=chooser.several(shape, least=1, most=2),
-        steps=(
-            *chooser.several(subscribe, least=1, most=3),
-            *chooser.several(lambda c: step(c, faults=faults), least=1, most=steps),
-        ),
+    """One or two tables, a few clients that watch them from the beginning, then anything."""
+    tables = chooser.several(shape, least=1, most=2)
+    watching = chooser.several(subscribe, least=1, most=4)
+    # Groups of groups: whole scenes are left out at once where a failing program is made smaller.
+    scenes = chooser.several(
+        lambda c: c.several(lambda d: step(d, faults=faults), least=1, most=_SCENE),
+        least=1,
+        most=-(-steps // _SCENE),
     )
+    return Program(tables, (*watching, *(each for scene in scenes for each in scene)))
 
 
 def shape(chooser: Chooser) -> Shape:
@@ -89,7 +92,7 @@ def shape(chooser: Chooser) -> Shape:
 
 
 def step(chooser: Chooser, *, faults: bool = False) -> Steps:
-    kinds = "tttttttttgssudddq" + ("f" if faults else "")
+    kinds = "tttttttttttggssudddq" + ("f" if faults else "")
     kind = chooser.pick(kinds)
     if kind == "t":
         return transaction(chooser)
@@ -123,9 +126,9 @@ def operation(chooser: Chooser, *, nested: bool = False) -> Operations:
         return Put(
             table=table,
             key=key,
-            tenant=chooser.number(1),
-            owner=chooser.number(4),
-            room=chooser.number(3),
+            tenant=chooser.pick((0, 0, 0, 1)),
+            owner=chooser.pick((0, 0, 1, 1, 2, 3, 4)),
+            room=chooser.pick((3, 0, 0, 1, 2)),
             values=chooser.several(lambda c: c.number(8), least=0, most=4),
         )
     if kind == "s":
@@ -137,9 +140,11 @@ def operation(chooser: Chooser, *, nested: bool = False) -> Operations:
     if kind == "e":
         return Remove(table)
     if kind == "f":
-        return Fill(table, 20 + chooser.number(20), chooser.number(1), chooser.number(4), chooser.number(3))
+        return Fill(
+            table, 20 + chooser.number(20), chooser.number(1), chooser.number(4), chooser.pick((3, 0))
+        )
     if kind == "j":
-        return Join(chooser.number(2), chooser.number(4))
+        return Join(chooser.pick((0, 0, 1, 2)), chooser.number(4))
     if kind == "l":
         return Leave(*chooser.pick(((key, key), (key, key), (key, None), (None, None))))
     if kind == "t":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from psycopg import sql
@@ -17,6 +17,8 @@ from cloudsync.protocol.messages import Heartbeat, Subscribed, Welcome, Where
 from cloudsync.verify.ledger import Ledger, Sighting, User
 from cloudsync.verify.tables import MARK, Table
 from cloudsync.verify.truth import Rows, comparable
+
+_TRY_AGAIN_S: Final = 0.2
 
 
 class Watch:
@@ -167,11 +169,14 @@ class Observer:
 
     async def _subscribe(self, watch: Watch) -> None:
         table = self._tables[watch.table]
-        try:
-            watch.view = await self.client.subscribe(table.name, watch.where, watch.columns)
-        except CloudSyncError as error:
-            watch.error = error
-            return
+        while watch.view is None:
+            try:
+                watch.view = await self.client.subscribe(table.name, watch.where, watch.columns)
+            except CloudSyncError as error:
+                if error.code != "unavailable":
+                    watch.error = error
+                    return
+                await asyncio.sleep(_TRY_AGAIN_S)
         watch.view.on_change(lambda event: self._changed(watch, event))
         watch.versions.update(watch.view.versions)
 
