@@ -11,7 +11,7 @@ from cdk_nag import AwsSolutionsChecks
 
 from stacks.environments import EnvironmentRefused, names
 from stacks.settings import EnvironmentSettings
-from stacks.stage import CloudSyncStage
+from stacks.stage import CloudSyncStage, FinishStage
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,7 @@ def build_app(settings: EnvironmentSettings, *, outdir: str | None = None, check
     app = App(
         context=_flags(), outdir=outdir, analytics_reporting=False, tree_metadata=False, stack_traces=False
     )
-    CloudSyncStage(app, settings=settings)
+    FinishStage(app, settings=settings, main=CloudSyncStage(app, settings=settings))
     if checked:
         Validations.of(app).add_plugins(AwsSolutionsChecks())
     return app

@@ -5,9 +5,15 @@ from __future__ import annotations
 from aws_cdk import Stage, Tags
 from constructs import Construct
 
+from stacks.cell import CellStack
 from stacks.data import DataStack
+from stacks.edge import EdgeStack
+from stacks.migration import FinishStack, MigrationStack
 from stacks.network import NetworkStack
+from stacks.processes import Backends
+from stacks.services import ServicesStack
 from stacks.settings import EnvironmentSettings
+from stacks.tenant import TenantStack
 
 
 class CloudSyncStage(Stage):
@@ -17,4 +23,50 @@ class CloudSyncStage(Stage):
         super().__init__(scope, f"CloudSync-{settings.name}")
         Tags.of(self).add("cloudsync:environment", settings.name)
         network = NetworkStack(self, settings=settings)
-        DataStack(self, settings=settings, network=network)
+        data = DataStack(self, settings=settings, network=network)
+        backends = Backends(
+            database=data.database,
+            events=data.events,
+            broker=data.broker,
+            redis_key=data.redis_key,
+            sealing_key=data.sealing_key,
+        )
+        migration = MigrationStack(self, settings=settings, network=network, backends=backends)
+        tenants = [
+            TenantStack(
+                self,
+                slug=tenant.slug,
+                database=tenant.database,
+                settings=settings,
+                network=network,
+                backends=backends,
+                migration=migration,
+            )
+            for tenant in settings.tenants
+            if tenant.database is not None
+        ]
+        edge = EdgeStack(self, settings=settings, network=network)
+        cells = [
+            CellStack(self, cell=cell, settings=settings, network=network, backends=backends, edge=edge)
+            for cell in settings.cells
+        ]
+        services = ServicesStack(
+            self,
+            settings=settings,
+            network=network,
+            backends=backends,
+            cluster=migration.cluster,
+            edge=edge,
+        )
+        for stack in (*cells, services):  # new code runs on the new schema
+            stack.add_stack_dependency(migration)
+        self.migrating = [stack.stack_name for stack in (migration, *tenants)]
+
+
+class FinishStage(Stage):
+    """`CloudSync-{environment}-after`: deployed by itself, when no old code runs any more."""
+
+    def __init__(self, scope: Construct, *, settings: EnvironmentSettings, main: CloudSyncStage) -> None:
+        super().__init__(scope, f"CloudSync-{settings.name}-after")
+        Tags.of(self).add("cloudsync:environment", settings.name)
+        FinishStack(self, settings=settings, migrating=main.migrating, provider=main.migrating[0])

@@ -21,7 +21,7 @@ class Assembly:
             for artifact in artifacts.values():
                 if artifact["type"] != "aws:cloudformation:stack":
                     continue
-                name = artifact["properties"]["stackName"].split("-", 2)[2]
+                name = artifact["properties"]["stackName"].split("-", 2)[2].removeprefix("after-")
                 path = manifest.parent / artifact["properties"]["templateFile"]
                 self.templates[name] = json.loads(path.read_text())
                 self.artifacts[name] = artifact

@@ -80,11 +80,20 @@ def migrate(
     data: Folder = _FOLDER,
 ) -> None:
     """Bring the database to this version: `pre` before new code runs, `post` after the old code is gone."""
-    from cloudsync.capture import migrations
+    from cloudsync.capture import logins, migrations
     from cloudsync.dev import connections
+    from cloudsync.settings import load
 
     chosen = _choice("--phase", phase, ("pre", "post", "all"))
-    applied = migrations.migrate(connections.postgres_url(postgres_url, data), phase=chosen, plan_only=plan)
+    url, settings = connections.postgres_url(postgres_url, data), load()
+    applied = migrations.migrate(url, phase=chosen, plan_only=plan)
+    passwords = {
+        "cloudsync_relay": settings.relay_password,
+        "cloudsync_service": settings.service_password,
+    }
+    if any(passwords.values()) and not plan:
+        with _database(url, data) as connection:
+            logins.set_passwords(connection, {role: each for role, each in passwords.items() if each})
     for migration in applied:
         typer.echo(f"{'would apply' if plan else 'applied'} {migration.name}")
     if not applied:

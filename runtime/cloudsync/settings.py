@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloudsync.errors import ConfigurationError
+from cloudsync.sharding import BUCKETS
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -29,6 +30,18 @@ class Settings(BaseSettings):
     redis_events_url: str = Field(default="", repr=False, description="Feeds, registry, deliveries.")
     redis_broker_url: str = Field(
         default="", repr=False, description="Celery's broker; empty: the events URL."
+    )
+    redis_events_password: str = Field(
+        default="", repr=False, description="Put into the events URL, where it comes by itself."
+    )
+    redis_broker_password: str = Field(
+        default="", repr=False, description="Put into the broker's URL, where it comes by itself."
+    )
+    relay_password: str = Field(
+        default="", repr=False, description="What `migrate` gives the role cloudsync_relay to log in with."
+    )
+    service_password: str = Field(
+        default="", repr=False, description="What `migrate` gives the role cloudsync_service."
     )
     keyring_file: Path | None = Field(default=None, description="File with the sealing keys (mode 600).")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -126,6 +139,29 @@ class Settings(BaseSettings):
         description="What /v1/endpoint answers; several separated by blanks are handed out in turn.",
     )
     cells: int = Field(default=1, ge=1, le=80)
+    cell_buckets: str = Field(
+        default="",
+        pattern=r"^(\d+:\d+( \d+:\d+)*)?$",
+        description="`255:1 1023:2`: users' buckets up to 255 in cell 1, to 1023 in cell 2; empty: evenly.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_urls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for name in ("redis_events", "redis_broker"):
+            url, password = values.get(f"{name}_url"), values.get(f"{name}_password")
+            if url and password:
+                scheme, _, rest = str(url).partition("://")
+                if "@" in urlsplit(str(url)).netloc:
+                    raise ValueError(
+                        f"CLOUDSYNC_{name.upper()}_URL has a password of its own; leave out"
+                        f" CLOUDSYNC_{name.upper()}_PASSWORD"
+                    )
+                values[f"{name}_url"] = f"{scheme}://:{quote(str(password), safe='')}@{rest}"
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -137,6 +173,16 @@ class Settings(BaseSettings):
             value = getattr(self, name)
             if value and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
                 raise ValueError(f"CLOUDSYNC_{name.upper()} must start with redis:// or rediss://")
+        last = -1
+        for upto, cell in self.bucket_map:
+            if not last < upto < BUCKETS or not 1 <= cell <= self.cells:
+                raise ValueError(
+                    f"CLOUDSYNC_CELL_BUCKETS {self.cell_buckets} does not rise to {BUCKETS - 1}, or names"
+                    f" a cell beyond CLOUDSYNC_CELLS {self.cells}"
+                )
+            last = upto
+        if self.bucket_map and last != BUCKETS - 1:
+            raise ValueError(f"CLOUDSYNC_CELL_BUCKETS {self.cell_buckets} ends before {BUCKETS - 1}")
         if self.cell > self.cells:
             raise ValueError(f"CLOUDSYNC_CELL {self.cell} is beyond CLOUDSYNC_CELLS {self.cells}")
         return self
@@ -144,6 +190,12 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         return self.redis_broker_url or self.redis_events_url
+
+    @property
+    def bucket_map(self) -> tuple[tuple[int, int], ...]:
+        """Last bucket and cell of each range; empty if buckets are spread evenly."""
+        pairs = (each.split(":") for each in self.cell_buckets.split())
+        return tuple((int(upto), int(cell)) for upto, cell in pairs)
 
     def require(self, *names: str) -> None:
         """Raise ConfigurationError naming each variable that this process needs and does not have."""

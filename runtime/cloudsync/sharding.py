@@ -31,9 +31,16 @@ def bucket_of(user_id: str) -> int:
     return _md5_uint32(user_id) % BUCKETS
 
 
-def cell_of(user_id: str, cells: int) -> int:
-    """Cell (1..cells) of a user: contiguous ranges of buckets, so that adding a cell moves only its share."""
-    return bucket_of(user_id) * cells // BUCKETS + 1
+def cell_of(user_id: str, cells: int, bucket_map: Sequence[tuple[int, int]] = ()) -> int:
+    """Cell (1..cells) of a user, by ranges of buckets.
+
+    `bucket_map` holds the last bucket and the cell of each range; with it, adding a cell moves only what is
+    mapped to it. Without one, buckets are spread evenly.
+    """
+    bucket = bucket_of(user_id)
+    if not bucket_map:
+        return bucket * cells // BUCKETS + 1
+    return next(cell for upto, cell in bucket_map if bucket <= upto)
 
 
 def key_text(values: Sequence[Any]) -> str:

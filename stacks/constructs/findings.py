@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aws_cdk import Acknowledgment, Validations
+from aws_cdk import Acknowledgment, CfnElement, Stack, Validations
 from constructs import IConstruct
 
 _NAG: Final = "AwsSolutions::AwsSolutions-"
@@ -21,6 +21,13 @@ def accept_managed_policy(construct: IConstruct, policy: str) -> None:
     """Acknowledge that a role uses a policy that AWS maintains for exactly this purpose."""
     rule = f"IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/{policy}]"
     accept(construct, {rule: "AWS maintains this policy for exactly this purpose"})
+
+
+def logical_id_of(construct: IConstruct) -> str:
+    """The logical id of a construct's resource, as findings name it."""
+    resource = construct.node.default_child
+    assert isinstance(resource, CfnElement)  # noqa: S101 - every L2 that findings name has one
+    return str(Stack.of(construct).resolve(resource.logical_id))
 
 
 def _full(rule: str) -> str:

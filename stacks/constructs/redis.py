@@ -42,9 +42,6 @@ class Redis(Construct):
             description=f"Redis, {description}; each client opens its own way in.",
             allow_all_outbound=False,
         )
-        self.connections = ec2.Connections(
-            security_groups=[self.security_group], default_port=ec2.Port.tcp(PORT)
-        )
         self.secret = secretsmanager.Secret(
             self,
             "Token",

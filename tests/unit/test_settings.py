@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from cloudsync.errors import ConfigurationError
 from cloudsync.settings import Settings, load
@@ -20,6 +21,12 @@ from cloudsync.settings import Settings, load
         ({"CLOUDSYNC_CELL": "3", "CLOUDSYNC_CELLS": "2"}, ["CLOUDSYNC_CELL", "CLOUDSYNC_CELLS"]),
         ({"CLOUDSYNC_WINDOW_FRAMES": "0", "CLOUDSYNC_LOG_LEVEL": "loud"},
          ["CLOUDSYNC_WINDOW_FRAMES", "CLOUDSYNC_LOG_LEVEL"]),
+        ({"CLOUDSYNC_CELL_BUCKETS": "everything"}, ["CLOUDSYNC_CELL_BUCKETS"]),
+        ({"CLOUDSYNC_CELL_BUCKETS": "511:1"}, ["CLOUDSYNC_CELL_BUCKETS", "1023"]),
+        ({"CLOUDSYNC_CELL_BUCKETS": "1023:2"}, ["CLOUDSYNC_CELL_BUCKETS", "CLOUDSYNC_CELLS"]),
+        ({"CLOUDSYNC_CELL_BUCKETS": "511:1 511:1 1023:1"}, ["CLOUDSYNC_CELL_BUCKETS"]),
+        ({"CLOUDSYNC_REDIS_EVENTS_URL": "rediss://:a@x", "CLOUDSYNC_REDIS_EVENTS_PASSWORD": "b"},
+         ["CLOUDSYNC_REDIS_EVENTS_PASSWORD"]),
         ({"CLOUDSYNC_MODE": "deployment", "CLOUDSYNC_JWT_SECRET": "x" * 32}, ["CLOUDSYNC_JWT_SECRET"]),
     ],
 )  # fmt: skip
@@ -51,6 +58,25 @@ def test_a_refused_value_with_a_password_is_not_repeated(
     with pytest.raises(ConfigurationError) as caught:
         load()
     assert "hunter2" not in str(caught.value)
+
+
+def test_passwords_that_come_by_themselves_are_put_into_the_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDSYNC_REDIS_EVENTS_URL", "rediss://events.example:6379/0")
+    monkeypatch.setenv("CLOUDSYNC_REDIS_EVENTS_PASSWORD", "p@ss/w:rd")
+    monkeypatch.setenv("CLOUDSYNC_REDIS_BROKER_URL", "rediss://broker.example:6379/0")
+    monkeypatch.setenv("CLOUDSYNC_REDIS_BROKER_PASSWORD", "other")
+    settings = load()
+    assert settings.redis_events_url == "rediss://:p%40ss%2Fw%3Ard@events.example:6379/0"
+    assert settings.broker_url == "rediss://:other@broker.example:6379/0"
+    assert redis.Redis.from_url(settings.redis_events_url).connection_pool.connection_kwargs["password"] == (
+        "p@ss/w:rd"
+    )
+
+
+def test_buckets_are_mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOUDSYNC_CELLS", "4")
+    monkeypatch.setenv("CLOUDSYNC_CELL_BUCKETS", "255:1 1023:4")
+    assert load().bucket_map == ((255, 1), (1023, 4))
 
 
 def test_secrets_do_not_show_in_the_repr() -> None:

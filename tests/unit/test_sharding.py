@@ -75,6 +75,15 @@ def test_cells_are_even_and_one_more_moves_neighbours_only() -> None:
     assert all(cell_of(u, 5) - cell_of(u, 4) in (0, 1) for u in users)
 
 
+def test_a_map_of_buckets_moves_only_what_it_names() -> None:
+    users = [str(n) for n in range(4000)]
+    before, after = ((511, 1), (1023, 2)), ((511, 1), (767, 2), (1023, 3))
+    for user in users:
+        cell = cell_of(user, 3, after)
+        assert cell == (3 if bucket_of(user) > 767 else cell_of(user, 2, before))
+    assert {cell_of(user, 3, after) for user in users} == {1, 2, 3}
+
+
 @given(st.lists(st.integers(-(2**63), 2**63 - 1) | texts | st.booleans() | st.none(), max_size=4))
 def test_key_text_is_compact_json(values: list[object]) -> None:
     text = key_text(values)

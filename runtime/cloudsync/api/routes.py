@@ -33,11 +33,12 @@ _TOKEN_LIFETIME_S = 12 * 3600
 def public(settings: Settings) -> APIRouter:
     """What clients and applications call with a user's token."""
     router = APIRouter(prefix="/v1", responses=failures.documented("bad_token", "unavailable"))
+    bucket_map = settings.bucket_map
     templates = itertools.cycle(settings.gateway_url_template.split())
 
     @router.get("/endpoint", summary="Where the caller connects")
     async def endpoint(principal: Caller) -> Endpoint:
-        cell = cell_of(principal.user, settings.cells)
+        cell = cell_of(principal.user, settings.cells, bucket_map)
         url = next(templates).replace("{cell}", str(cell))
         return Endpoint(url=url, cell=cell, protocol=SUBPROTOCOL)
 
