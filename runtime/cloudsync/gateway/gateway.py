@@ -264,7 +264,7 @@ class Gateway:
                 return
             await self._register(keys)
         elif await self._current_keys() != self.keys or not await self._registration.beat():
-            raise Lost("reaped, or a new epoch began")
+            raise Lost("reaped, a new epoch, or Redis is another server now")
         self._set_degraded(False)
         assert self._stream is not None  # noqa: S101 - registered above
         await until_one_fails(
@@ -323,7 +323,7 @@ class Gateway:
             settling = self.subscriptions.unsettled()
             watermark = await read_watermark(self._redis, self.keys, stream)
             if not await self._registration.beat():
-                raise Lost("reaped")
+                raise Lost("reaped, or Redis is another server now")
             if watermark is not None:
                 self._set_cursor(watermark)
                 self.subscriptions.settle(settling)

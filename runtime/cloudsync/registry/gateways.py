@@ -1,8 +1,9 @@
 """Which gateways are alive. A heartbeat is fenced by the token that the registration drew.
 
 A gateway that was away for too long is reaped: its topics leave the registry and its stream goes.
-When it comes back its next heartbeat fails, and it registers anew. That it was Redis which was away is no
-reason: nobody could be heard of then, and gateways go on where they were.
+When it comes back its next heartbeat fails, and it registers anew. That Redis itself was away is no reason to
+reap: nobody could be heard of then. But a server that was restarted or took over may have lost the newest
+topics and deliveries with nobody noticing, so its first heartbeat there fails, too.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ class GatewayRegistration:
         self._gateway_id = gateway_id
         self._beat = client.register_script(BEAT)
         self._token = ""
+        self._server = ""
 
     async def register(self) -> None:
         """Take the id, empty its stream, draw a token: whoever held it before is fenced off."""
         self._token = secrets.token_hex(8)
+        self._server = (await self._redis.info("server"))["run_id"]
         k, gateway_id = self._keys, self._gateway_id
         await self._unhost_all()  # a predecessor that was killed and is followed at once is never reaped
         async with self._redis.pipeline(transaction=True) as pipeline:
@@ -47,7 +50,7 @@ class GatewayRegistration:
         await self._redis.zadd(k.gateways, {gateway_id: int(time.time() * 1000)})
 
     async def beat(self) -> bool:
-        """Say that this gateway lives; False if it was reaped or replaced."""
+        """Say that this gateway lives; False if it was reaped or replaced, or Redis is another server now."""
         k, gateway_id = self._keys, self._gateway_id
         names = [k.token(gateway_id), k.gateways]
         now_ms = int(time.time() * 1000)
@@ -57,8 +60,9 @@ class GatewayRegistration:
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.pexpire(k.stream(gateway_id), _STREAM_TTL_MS)
             pipeline.pexpire(k.sent(gateway_id), _STREAM_TTL_MS)
-            await pipeline.execute()
-        return True
+            pipeline.info("server")
+            _, _, server = await pipeline.execute()
+        return bool(server["run_id"] == self._server)
 
     async def leave(self) -> None:
         """Give everything back at once, as a reaper would."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 
+from cloudsync.dev.valkey import EmbeddedValkey
 from cloudsync.errors import SealBroken
 from cloudsync.feeds import scripts
 from cloudsync.feeds.connection import connect, connect_async
@@ -216,6 +218,22 @@ async def test_an_outage_of_redis_reaps_nobody(client: redis.asyncio.Redis, bloc
     assert reap(blocking, keys) == []
     assert await client.pttl(keys.token("gw1")) > 600_000
     assert await gateway.beat()  # its place is still its own
+
+
+async def test_a_server_that_was_restarted_is_not_trusted(tmp_path: Path) -> None:
+    """It may have lost the topics of the last moments before, even where every key is there."""
+    with EmbeddedValkey(tmp_path) as server:
+        client = connect_async(server.url)
+        gateway = GatewayRegistration(client, fresh_keys(), "gw1")
+        await gateway.register()
+        assert await gateway.beat()
+        server.stop()
+        server.start()
+        await client.connection_pool.disconnect()
+        assert not await gateway.beat()
+        await gateway.register()
+        assert await gateway.beat()
+        await client.aclose()
 
 
 async def test_leaving_gives_everything_back(client: redis.asyncio.Redis, blocking: redis.Redis) -> None:
