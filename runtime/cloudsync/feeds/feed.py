@@ -134,8 +134,11 @@ class FeedWriter:
         if failure is not None:
             raise failure
 
-    async def trim(self, *, keep_s: int, budget_bytes: int) -> list[int]:
-        """Trim every feed by age and size; returns about how many bytes of each wait for routing."""
+    async def trim(self, *, keep_s: int, budget_bytes: int) -> list[tuple[int, int]]:
+        """Trim every feed by age and size.
+
+        Returns for each how many entries went, and about how many bytes wait for routing.
+        """
         await self._ensure_scripts()
         oldest_ms = int((time.time() - keep_s) * 1000)
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -143,7 +146,7 @@ class FeedWriter:
                 k = self._keys
                 names = [k.feed(shard), k.tail(shard), k.marks(shard), k.floor(shard), k.done(shard)]
                 pipeline.evalsha(self._trim.sha, len(names), *names, oldest_ms, budget_bytes)
-            return [waiting for _, waiting in await pipeline.execute()]
+            return [(gone, waiting) for gone, waiting in await pipeline.execute()]
 
     async def redis_epoch(self) -> str | None:
         """The epoch that Redis holds now: another than ours means that it lost data."""

@@ -18,7 +18,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from cloudsync import logs
 from cloudsync.events import ORIGIN, ChangeEvent, Position, weight_of
@@ -29,11 +29,13 @@ from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import fence_all
 from cloudsync.relay.ring import Ring
 from cloudsync.relay.state import RelayState
+from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 
 # Redis answers an append in less than a millisecond: silent for this long it is as good as gone.
 _ANSWER_S: Final = 3.0
 _CONNECT_S: Final = 2.0
+_LEAST_ROOM_BYTES: Final = 1024 * 1024
 
 UNAVAILABLE: Final = (RedisError, OSError, FeedsLost)
 """What every method here may raise when Redis cannot take events now."""
@@ -48,14 +50,14 @@ class Outlet:
     `down_since_s` is then when that began, on the monotonic clock.
     """
 
-    def __init__(
-        self, url: str, keyring: Keyring, *, ring_bytes: int, batch_events: int, batch_bytes: int
-    ) -> None:
-        self._url = url
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        self._url = settings.redis_events_url
         self._keyring = keyring
-        self._batch_events = batch_events
-        self._batch_bytes = batch_bytes
-        self._ring = Ring(ring_bytes)
+        self._batch_events = settings.relay_batch_events
+        self._batch_bytes = settings.relay_batch_bytes
+        self._keep_s = settings.feed_keep_s
+        self._budget_bytes = self._room_bytes = settings.feed_budget_bytes
+        self._ring = Ring(settings.relay_ring_bytes)
         self._redis: Redis | None = None
         self._opening = asyncio.Lock()
         self._known: tuple[str, str, list[Position]] | None = None
@@ -120,12 +122,26 @@ class Outlet:
         try:
             await feeds.append(batch)
         except UNAVAILABLE as error:
+            if isinstance(error, OutOfMemoryError):
+                await self._make_room(feeds)
             self.lose(error)
             raise
+        else:
+            self._room_bytes = self._budget_bytes
         finally:
             for shard, events in batch.items():
                 if feeds.tails[shard] >= events[-1].position:
                     self._ring.note(shard, events)
+
+    async def _make_room(self, feeds: FeedWriter) -> None:
+        """Redis is full: give up entries that have been routed, the oldest first."""
+        gone = 0
+        with contextlib.suppress(*UNAVAILABLE):
+            while not gone and self._room_bytes > _LEAST_ROOM_BYTES:
+                self._room_bytes = max(self._room_bytes // 2, _LEAST_ROOM_BYTES)
+                trimmed = await feeds.trim(keep_s=self._keep_s, budget_bytes=self._room_bytes)
+                gone = sum(count for count, _ in trimmed)
+        _log.error("Redis is full: feeds keep less", bytes_a_shard=self._room_bytes, entries_gone=gone)
 
     def _connect(self) -> Redis:
         """A client of one connection, made once: when it is lost, the next command fails."""
@@ -150,7 +166,8 @@ class Outlet:
         return Redis.from_pool(pool)
 
     async def _verified(self, redis: Redis, state: RelayState) -> FeedWriter:
-        await redis.sadd(DATABASES, state.database_id)
+        if not await redis.sismember(DATABASES, state.database_id):  # a full Redis refuses every addition
+            await redis.sadd(DATABASES, state.database_id)
         epoch = text_of(await redis.get(epoch_key(state.database_id)))
         if epoch is None or self._epoch_over or state.epoch not in (None, epoch):
             return await self._new_epoch(redis, state)

@@ -51,6 +51,8 @@ class Parking:
 
     async def load(self) -> None:
         """Learn what a predecessor has left."""
+        # The slot lets go of what is parked: a commit must be on disk, whatever the server's default is.
+        await self._connection.execute("SET synchronous_commit = on")
         cursor = await self._connection.execute(
             "SELECT DISTINCT ON (shard) shard, lsn - '0/0'::pg_lsn, ordinal, count(*) OVER ()"
             " FROM cloudsync.pending_events ORDER BY shard, lsn DESC, ordinal DESC"

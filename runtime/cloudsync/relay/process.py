@@ -46,13 +46,7 @@ class Relay:
 
     def __init__(self, settings: Settings, keyring: Keyring) -> None:
         self._settings = settings
-        self._outlet = Outlet(
-            settings.redis_events_url,
-            keyring,
-            ring_bytes=settings.relay_ring_bytes,
-            batch_events=settings.relay_batch_events,
-            batch_bytes=settings.relay_batch_bytes,
-        )
+        self._outlet = Outlet(settings, keyring)
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -185,21 +179,23 @@ class Relay:
     async def _keep_feeds(
         self, publisher: Publisher, handover: Handover, state: relay_state.RelayState
     ) -> None:
-        """Every second while Redis answers: write the head, see that the epoch is ours, trim the feeds."""
+        """Every second while Redis answers: see that the epoch is ours, trim the feeds, write the head."""
         budget_bytes = self._settings.feed_budget_bytes
         over: set[int] = set()
         while True:
             feeds = self._outlet.feeds
             if feeds is not None:
                 try:
-                    await publisher.write_head()
                     if await feeds.redis_epoch() != state.epoch:
                         raise EpochOver
-                    waiting = await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=budget_bytes)
+                    trimmed = await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=budget_bytes)
                     over = {
-                        s for s, size in enumerate(waiting) if size > budget_bytes / (2 if s in over else 1)
+                        s
+                        for s, (_, size) in enumerate(trimmed)
+                        if size > budget_bytes / (2 if s in over else 1)
                     }
                     handover.hold(over)
+                    await publisher.write_head()
                 except UNAVAILABLE as error:
                     self._outlet.lose(error)
             await asyncio.sleep(_UPKEEP_EVERY_S)

@@ -25,6 +25,7 @@ from cloudsync.relay.handover import Handover
 from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.parking import Parking
 from cloudsync.relay.state import RelayState
+from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 from integration.routing.flow import make_event
 from waiting import eventually_async
@@ -49,11 +50,11 @@ def empty(server: redis.Redis) -> None:
 
 
 async def end(task: asyncio.Task[None]) -> None:
-    """Cancel a task; again, if a library has lost the cancellation."""
+    """Cancel a task; again, if a library lost that. Its driver may be in the middle of anything."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.2)
-    with contextlib.suppress(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError, psycopg.Error):
         task.result()
 
 
@@ -76,9 +77,11 @@ class Relay:
         self._connection = await psycopg.AsyncConnection.connect(self._database, autocommit=True)
         self.parking = Parking(self._connection)
         await self.parking.load()
-        self.outlet = Outlet(
-            self._redis_url, KEYRING, ring_bytes=self._ring_bytes, batch_events=7, batch_bytes=1 << 16
-        )
+        settings = Settings(
+            redis_events_url=self._redis_url, relay_ring_bytes=self._ring_bytes, relay_batch_events=7,
+            relay_batch_bytes=1 << 16,
+        )  # fmt: skip
+        self.outlet = Outlet(settings, KEYRING)
         self.handover = Handover(
             self.outlet, self.parking, self.state, patience_s=self._patience_s, drain_events=5,
             drain_bytes=1 << 16,
@@ -334,3 +337,31 @@ async def test_no_connection_is_made_without_a_look_at_the_feeds(relay: Relay, s
     await relay.outlet.open(relay.state)
     await relay.outlet.append({0: [make_event(50)]})
     assert feeds(server)[0][-1] == Position(50, 1)
+
+
+async def test_a_full_redis_keeps_less_instead_of_stopping(
+    relay: Relay, server: redis.Redis, database: str
+) -> None:
+    """Entries that are routed are kept for returning clients only: they give way to what is new."""
+    large = {"text": "x" * 200_000}
+    await relay.take(make_event(10, row=large))
+    keys = Keys("db1", relay.state.epoch or "")
+    used = int(server.info("memory")["used_memory"])  # type: ignore[index]
+    server.config_set("maxmemory", used + 20_000_000)
+    relay.drain()
+
+    async def route() -> None:
+        script = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], ARGV[1])"
+        while True:
+            server.eval(script, 1, keys.done(0), relay.state.tails[0].entry_id)
+            await asyncio.sleep(0.01)
+
+    routing = asyncio.create_task(route())
+    for number in range(11, 300):  # 58 MB in all
+        await relay.take(make_event(number, row=large))
+    await relay.live()
+    await end(routing)
+    assert relay.state.tails[0] == Position(299, 1)
+    assert 0 < server.xlen(keys.feed(0)) < 100  # type: ignore[operator]
+    assert server.exists(keys.floor(0))
+    assert rows(database) == 0

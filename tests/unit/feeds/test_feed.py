@@ -94,7 +94,7 @@ async def test_tenant_tags_tell_tenants_apart_without_naming_them(client: redis.
 async def test_head_and_trim_of_an_empty_database(client: redis.asyncio.Redis) -> None:
     keys = fresh_keys()
     writer = FeedWriter(client, keys, KEYRING)
-    assert await writer.trim(keep_s=1, budget_bytes=1) == [0] * 16
+    assert await writer.trim(keep_s=1, budget_bytes=1) == [(0, 0)] * 16
     await writer.write_head(Position(5, 2), 77)
     assert await client.get(keys.head) == b"5-2 77"
     assert writer.tails == [ORIGIN] * 16
