@@ -207,13 +207,13 @@ async def test_a_relay_that_dies_anywhere_neither_loses_nor_reorders_nor_repeats
     """Each life: takes what was not confirmed, in an order of its own, and is cut off somewhere."""
     chance = random.Random(seed)
     relay = Relay(database, redis_url)
-    events = changes(400, shards=4)
+    events = changes(3000, shards=4)
     confirmed = 0
 
     async def live_on() -> None:
         nonlocal confirmed
         while confirmed < len(events):
-            step = chance.randrange(1, 30)
+            step = chance.randrange(1, 40)
             await relay.take(*events[confirmed : confirmed + step])
             confirmed = min(confirmed + step, len(events))
 
@@ -231,7 +231,7 @@ async def test_a_relay_that_dies_anywhere_neither_loses_nor_reorders_nor_repeats
         await relay.stop()
         if chance.random() < 0.5:  # died before the state was saved
             relay.state.tails = saved_tails
-        confirmed = max(0, confirmed - chance.randrange(3))  # nor was the newest confirmation flushed
+        confirmed = max(0, confirmed - chance.randrange(80))  # nor had the newest been confirmed
     empty(server)
     await relay.start()
     relay.drain()
@@ -330,10 +330,14 @@ async def test_an_emptied_redis_is_a_new_epoch(relay: Relay, server: redis.Redis
 
 async def test_no_connection_is_made_without_a_look_at_the_feeds(relay: Relay, server: redis.Redis) -> None:
     await relay.take(*changes(3))
+    feeds_before = relay.outlet.feeds
+    assert feeds_before is not None
     server.client_kill_filter(_type="normal", skipme=True)
     with pytest.raises(UNAVAILABLE):
         await relay.outlet.append({0: [make_event(50)]})
     assert relay.outlet.feeds is None
+    with pytest.raises(UNAVAILABLE):
+        await feeds_before.append({0: [make_event(50)]})  # the driver would connect again by itself
     await relay.outlet.open(relay.state)
     await relay.outlet.append({0: [make_event(50)]})
     assert feeds(server)[0][-1] == Position(50, 1)
