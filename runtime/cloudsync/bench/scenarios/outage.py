@@ -62,6 +62,9 @@ def run(options: Options) -> Result:
             after_s = writer.take()
         used = usage.end()
         outcome = streaming.finish(fleet, table)
+    found = streaming.correctness(outcome)
+    # Gateways do not trust a Redis that was restarted: they send the last second again, which clients drop.
+    found["sent_again"] = found.pop("repeated")
     p95_before, p95_without, p95_after = map(_p95_ms, (before_s, without_s, after_s))
     return Result(
         scenario="outage",
@@ -76,7 +79,7 @@ def run(options: Options) -> Result:
             "parked_most": watch.parked_most,
             "slot_holds_most_mb": round(watch.held_most_bytes / 2**20, 2),
             "drained_s": round(drained_s, 2),
-            **streaming.correctness(outcome),
+            **found,
             **used.metrics(),
         },
         phases=[Phase("outage", outcome.latencies, used)],
