@@ -9,6 +9,7 @@ from stacks.cell import CellStack
 from stacks.data import DataStack
 from stacks.edge import EdgeStack
 from stacks.migration import FinishStack, MigrationStack
+from stacks.monitoring import MonitoringStack
 from stacks.network import NetworkStack
 from stacks.processes import Backends
 from stacks.services import ServicesStack
@@ -60,6 +61,7 @@ class CloudSyncStage(Stage):
         )
         for stack in (*cells, services):  # new code runs on the new schema
             stack.add_stack_dependency(migration)
+        MonitoringStack(self, settings=settings, data=data, edge=edge)
         self.migrating = [stack.stack_name for stack in (migration, *tenants)]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from assembly import Assembly
 
-_ORDER = ("Network", "Data", "Migration", "Tenant", "Edge", "Cell", "Services")
+_ORDER = ("Network", "Data", "Migration", "Tenant", "Edge", "Cell", "Services", "Monitoring")
 _STATEFUL = (
     "AWS::RDS::DBInstance",
     "AWS::KMS::Key",
