@@ -17,16 +17,12 @@ from typing import Any
 from cloudsync.client import View, connect
 from cloudsync.client import failures as client_failures
 
-_TRACED = frozenset(
-    ("change.py", "connection.py", "journal.py", "link.py", "overlay.py", "replica.py", "session.py",
-     "store.py", "subscription.py", "view.py", "writes.py")
-)  # fmt: skip
-
 
 class Countdown:
     """Counts the lines that the client's modules run, and kills the process at one of them."""
 
-    def __init__(self, kill_at: int | None) -> None:
+    def __init__(self, modules: list[str], kill_at: int | None) -> None:
+        self._modules = modules
         self._kill_at = kill_at
         self.lines = 0
 
@@ -35,7 +31,7 @@ class Countdown:
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         path = Path(frame.f_code.co_filename)
-        return self._line if path.parent.name == "client" and path.name in _TRACED else None
+        return self._line if path.parent.name == "client" and path.stem in self._modules else None
 
     def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
         if event == "line":
@@ -48,7 +44,7 @@ class Countdown:
 async def _work(order: dict[str, Any]) -> dict[str, Any]:
     """Write a few changes, note each that was accepted, wait until all are answered."""
     told = Path(order["told"]).open("a", buffering=1)  # noqa: ASYNC230, SIM115
-    countdown = Countdown(order["kill_at"])
+    countdown = Countdown(order["modules"], order["kill_at"])
     client = connect(order["url"], token="t", client_id="c_1", store=order["store"])
     async with client, asyncio.timeout(60):
         view = await client.subscribe("t")

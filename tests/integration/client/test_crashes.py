@@ -19,6 +19,10 @@ from websockets.http11 import Request, Response
 
 from sync_server import SyncServer
 
+EVERYTHING = [
+    "change", "connection", "journal", "link", "overlay", "replica", "session", "store", "subscription",
+    "view", "writes",
+]  # fmt: skip
 KILLED = -9
 POINTS = 40
 CHANGES = [
@@ -76,11 +80,13 @@ class Application:
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path, url: str) -> None:
         self._process, self._folder, self._url = process, folder, url
+        self.modules = EVERYTHING
+        """Whose lines are counted."""
 
     async def run(self, case: int, *, kill_at: int | None, changes: list[Any]) -> dict[str, Any] | None:
         """What it answers; None if it was killed."""
         names = {name: str(self._folder / f"{case}.{name}") for name in ("store", "told", "answer")}
-        order = {**names, "url": self._url, "kill_at": kill_at, "changes": changes}
+        order = {**names, "url": self._url, "modules": self.modules, "kill_at": kill_at, "changes": changes}
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -116,7 +122,11 @@ async def application(platform: Platform, tmp_path: Path) -> AsyncIterator[Appli
 
 
 @pytest.mark.slow
-async def test_killed_between_any_two_steps(platform: Platform, application: Application) -> None:
+@pytest.mark.parametrize("modules", [EVERYTHING, ["journal", "store"]], ids=["anywhere", "while storing"])
+async def test_killed_between_any_two_steps(
+    platform: Platform, application: Application, modules: list[str]
+) -> None:
+    application.modules = modules
     whole = await application.run(0, kill_at=None, changes=CHANGES)
     assert whole
     assert whole["rows"] == {"0": 5, "5": 6, "6": 4}
@@ -128,19 +138,20 @@ async def test_killed_between_any_two_steps(platform: Platform, application: App
     for case in range(1, POINTS + 1):
         platform.server = SyncServer()
         platform.server.row_first = case % 2 == 0
-        platform.manner = ("replay", "differential", "resync")[case % 3]
+        platform.manner = ("replay", "differential", "resync")[case % 3 if modules is EVERYTHING else 0]
         first = chance.randrange(int((case - 1) * step), int(case * step)) + 1
         killed += await application.run(case, kill_at=first, changes=CHANGES) is None
         if case % 4 == 0:
             # Once more, while it comes back.
             await application.run(case, kill_at=chance.randrange(1, 400), changes=[])
-        platform.server.change(0, 100 + case)
-        last = await application.run(case, kill_at=None, changes=[])
+        platform.server.change(1, 100 + case)
+        last = await application.run(case, kill_at=None, changes=[("update", 0, 7)])
         server = platform.server
         told = application.told(case)
         assert last, f"killed at line {first}"
         assert last["rows"] == {str(key): value for key, value in server.rows.items()}, f"line {first}"
         assert set(told) <= server.answers.keys(), f"line {first}: what was accepted was lost"
+        assert server.rows[0] == 7
         numbers = [number for _, number in server.applied]
         assert len(set(numbers)) == len(numbers), f"line {first}: applied twice"
         # Changes are judged in their order, so that one which is missing would show.
