@@ -24,7 +24,7 @@ EVERYTHING = [
     "view", "writes",
 ]  # fmt: skip
 KILLED = -9
-POINTS = 40
+POINTS = 30
 CHANGES = [
     ("create", 5, 1), ("update", 5, 2), ("update", 0, 3), ("create", 6, 4), ("update", 5, 13),
     ("delete", 5, 0), ("update", 0, 5), ("create", 5, 6),
@@ -122,6 +122,7 @@ async def application(platform: Platform, tmp_path: Path) -> AsyncIterator[Appli
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("modules", [EVERYTHING, ["journal", "store"]], ids=["anywhere", "while storing"])
 async def test_killed_between_any_two_steps(
     platform: Platform, application: Application, modules: list[str]
