@@ -121,3 +121,21 @@ async def test_a_lost_slot_is_replaced_and_nothing_is_missed(
     log = (world.platform.logs / "relay.log").read_text()
     assert "the slot was lost: catching up from change_log" in log
     await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)
+
+
+async def test_a_slot_lost_for_longer_than_changes_are_kept(world: World) -> None:
+    """What was missed cannot be told: nobody may believe that nothing was."""
+    before = epoch(world)
+    async with Load(world) as load:
+        await load.flows()
+        with Stopped(world, "relay"):
+            await load.writes(100)
+            await asyncio.to_thread(drop_slot, world)
+            world.run("UPDATE cloudsync.retention SET dropped_xid = pg_current_xact_id()")
+        load.healed()
+        await load.recovered()
+        report = await load.finish()
+        print(report)
+    assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
+    assert epoch(world) != before
+    await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)

@@ -27,52 +27,62 @@ _MISSED: Final = sql.SQL(
 )
 
 
-async def is_complete(connection: AsyncConnection[Any], horizon: int) -> bool:
-    """Whether `change_log` still holds everything from the horizon on: partitions are dropped in time."""
-    cursor = await connection.execute(
-        "SELECT dropped_xid < %s::text::xid8 FROM cloudsync.retention", (str(horizon),)
-    )
-    row = await cursor.fetchone()
-    return row is not None and bool(row[0])
+class Missed:
+    """What a slot that was made just now does not stream."""
 
+    def __init__(self, connection: AsyncConnection[Any], slot: NewSlot) -> None:
+        self._connection = connection
+        self._slot = slot
 
-async def take_snapshot(connection: AsyncConnection[Any], slot: NewSlot) -> None:
-    """Begin a transaction that sees what was committed before the slot's consistent point."""
-    if connection.info.server_version >= 170_000:
-        await connection.execute("SET transaction_timeout = 0")
-    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    await connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(slot.snapshot)))
+    async def take_snapshot(self) -> None:
+        """Take the slot's snapshot over; at once, before the replication connection goes on."""
+        execute = self._connection.execute
+        if self._connection.info.server_version >= 170_000:
+            await execute("SET transaction_timeout = 0")
+        await execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._slot.snapshot)))
+        await execute(
+            "LOCK TABLE cloudsync.change_log IN ACCESS SHARE MODE"
+        )  # no partition goes from here on
 
+    async def is_complete(self, database: AsyncConnection[Any], horizon: int) -> bool:
+        """Whether `change_log` held everything from the horizon on when it was locked.
 
-async def missed(
-    connection: AsyncConnection[Any], slot: NewSlot, *, horizon: int, limit: int, limit_bytes: int
-) -> AsyncIterator[list[ChangeEvent]]:
-    """The events since the horizon that the new slot does not stream, in pieces.
+        Asked of another connection, which sees what was dropped since the snapshot.
+        """
+        cursor = await database.execute(
+            "SELECT dropped_xid < %s::text::xid8 FROM cloudsync.retention", (str(horizon),)
+        )
+        row = await cursor.fetchone()
+        return row is not None and bool(row[0])
 
-    The connection must be in the transaction that took the slot's snapshot over (`take_snapshot`).
-    """
-    query = _MISSED.format(
-        columns=sql.SQL(", ").join(map(sql.Identifier, COLUMNS)), horizon=sql.Literal(str(horizon))
-    )
-    read = RowReader(COLUMNS).read_copied
-    lsn = slot.consistent_lsn - 1
-    ordinal = size = 0
-    begins = _HEADER_BYTES
-    events: list[ChangeEvent] = []
-    async with connection.cursor() as cursor, cursor.copy(query) as copy:
-        async for block in copy:  # one row each; the header comes with the first, the end by itself
-            event = read(bytes(block), begins)
-            begins = 0
-            if event is None:
-                break
-            ordinal += 1
-            event.lsn, event.ordinal = lsn, ordinal
-            event.horizon = horizon
-            event.committed_us = event.captured_us
-            events.append(event)
-            size += weight_of(event)
-            if len(events) >= limit or size >= limit_bytes:
-                yield events
-                events, size = [], 0
-    if events:
-        yield events
+    async def events(self, horizon: int, *, limit: int, limit_bytes: int) -> AsyncIterator[list[ChangeEvent]]:
+        """All events since the horizon, in pieces."""
+        query = _MISSED.format(
+            columns=sql.SQL(", ").join(map(sql.Identifier, COLUMNS)), horizon=sql.Literal(str(horizon))
+        )
+        read = RowReader(COLUMNS).read_copied
+        lsn = self._slot.consistent_lsn - 1
+        ordinal = size = 0
+        begins = _HEADER_BYTES
+        events: list[ChangeEvent] = []
+        async with self._connection.cursor() as cursor, cursor.copy(query) as copy:
+            async for block in copy:  # one row each; the header comes with the first, the end by itself
+                event = read(bytes(block), begins)
+                begins = 0
+                if event is None:
+                    break
+                ordinal += 1
+                event.lsn, event.ordinal = lsn, ordinal
+                event.horizon = horizon
+                event.committed_us = event.captured_us
+                events.append(event)
+                size += weight_of(event)
+                if len(events) >= limit or size >= limit_bytes:
+                    yield events
+                    events, size = [], 0
+        if events:
+            yield events
+
+    async def close(self) -> None:
+        await self._connection.close()

@@ -28,7 +28,7 @@ from cloudsync.feeds.keys import DATABASES, Keys, epoch_channel, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import fence_all
 from cloudsync.relay.ring import Ring
-from cloudsync.relay.state import RelayState
+from cloudsync.relay.state import ENDED, RelayState
 from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 
@@ -61,7 +61,6 @@ class Outlet:
         self._redis: Redis | None = None
         self._opening = asyncio.Lock()
         self._known: tuple[str, str, list[Position]] | None = None
-        self._epoch_over = False
         self.feeds: FeedWriter | None = None
         self.down_since_s: float | None = time.monotonic()
         self.reappended = 0
@@ -71,10 +70,10 @@ class Outlet:
         """A session with the slot begins: other relays may have written since the last."""
         self.down_since_s = time.monotonic()
 
-    def end_epoch(self) -> None:
-        """What the feeds hold cannot be continued: the next `open` begins a new epoch."""
-        self._epoch_over = True
+    def end_epoch(self, state: RelayState) -> None:
+        """What the feeds hold cannot be continued: the next `open` begins a new epoch, also after a crash."""
         self._let_go()
+        state.epoch = ENDED
 
     def lose(self, error: Exception) -> None:
         """Redis failed: nothing goes through until it has been verified."""
@@ -169,8 +168,8 @@ class Outlet:
         if not await redis.sismember(DATABASES, state.database_id):  # a full Redis refuses every addition
             await redis.sadd(DATABASES, state.database_id)
         epoch = text_of(await redis.get(epoch_key(state.database_id)))
-        if epoch is None or self._epoch_over or state.epoch not in (None, epoch):
-            return await self._new_epoch(redis, state)
+        if epoch is None or state.epoch not in (None, epoch):
+            return await self._new_epoch(redis, state, epoch)
         feeds = FeedWriter(redis, Keys(state.database_id, epoch), self._keyring)
         await feeds.load_tails()
         short = {
@@ -184,7 +183,7 @@ class Outlet:
         lost = {s: e for s, e in missing.items() if e is not None and e and e[-1].position >= short[s]}
         if len(lost) < len(short):
             _log.error("Redis lost acknowledged entries, too many to append again", shards=sorted(short))
-            return await self._new_epoch(redis, state)
+            return await self._new_epoch(redis, state, epoch)
         # Registrations and deliveries of the same moments are gone with them: no gateway may trust its place.
         await fence_all(redis, feeds.keys)
         await self._append_again(feeds, lost)
@@ -211,13 +210,12 @@ class Outlet:
             return [max(pair) for pair in zip(state.tails, self._known[2], strict=True)]
         return state.tails
 
-    async def _new_epoch(self, redis: Redis, state: RelayState) -> FeedWriter:
-        if state.epoch is not None:
-            await _remove(redis, Keys(state.database_id, state.epoch))
+    async def _new_epoch(self, redis: Redis, state: RelayState, found: str | None) -> FeedWriter:
+        for old in {state.epoch, found} - {None, ENDED}:
+            await _remove(redis, Keys(state.database_id, str(old)))
         epoch = secrets.token_hex(4)
         await redis.set(epoch_key(state.database_id), epoch)
         await redis.publish(epoch_channel(state.database_id), epoch)
-        self._epoch_over = False
         self._known = None
         state.tails = [ORIGIN] * SHARDS
         _log.warning("new epoch", database=state.database_id, epoch=epoch)

@@ -30,7 +30,7 @@ from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.parking import Parking
 from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.visibility import VisibilityCheck
-from cloudsync.relay.wal import NewSlot, SlotInUse, SlotStream, StreamEnded
+from cloudsync.relay.wal import SlotInUse, SlotStream, StreamEnded
 from cloudsync.settings import Settings
 
 _UPKEEP_EVERY_S: Final = 1.0
@@ -76,15 +76,17 @@ class Relay:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(stream.close)
             await asyncio.to_thread(stream.connect)
+            exists = await asyncio.to_thread(stream.slot_exists)
             database = await stack.enter_async_context(await self._database())
-            reader = await stack.enter_async_context(await self._database())
-            new_slot = await self._slot(stream, database, reader)
+            missed: catch_up.Missed | None = None
+            if not exists or await relay_state.is_catching_up(database):
+                missed = await self._new_slot(stream, database, stack)
             await asyncio.to_thread(stream.start)
             visibility = VisibilityCheck(settings.postgres_url)
             stack.callback(visibility.close)
             await asyncio.to_thread(visibility.connect)
             state = await relay_state.claim(database, stream.system, settings.slot_name)
-            if state.catching_up and new_slot is None:
+            if state.catching_up and missed is None:
                 raise StreamEnded("Another relay made this slot and did not catch up.")
             parking = Parking(await stack.enter_async_context(await self._database()))
             await parking.load()
@@ -109,46 +111,45 @@ class Relay:
             )
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
             await until_one_fails(
-                self._publish(publisher, state, new_slot, reader),
+                self._publish(publisher, state, missed, database),
                 handover.drain(),
                 self._keep_slot(publisher, handover, state, database, stream),
                 self._keep_feeds(publisher, handover, state),
             )
 
-    async def _slot(
-        self, stream: SlotStream, database: AsyncConnection[Any], reader: AsyncConnection[Any]
-    ) -> NewSlot | None:
-        """See that there is a slot to stream from; a new one, with its snapshot in `reader`, if need be."""
-        exists = await asyncio.to_thread(stream.slot_exists)
-        if exists and not await relay_state.is_catching_up(database):
-            return None
+    async def _new_slot(
+        self, stream: SlotStream, database: AsyncConnection[Any], stack: contextlib.AsyncExitStack
+    ) -> catch_up.Missed:
+        """Make the slot, or replace one that is lost; what the new one does not stream is returned."""
         # In this order: whoever follows after a crash, or comes in between, finds that there is to catch up.
         await relay_state.begin_catch_up(database)
         await asyncio.to_thread(stream.drop_slot)
-        new_slot = await asyncio.to_thread(stream.create_slot)
-        await catch_up.take_snapshot(reader, new_slot)
-        return new_slot
+        slot = await asyncio.to_thread(stream.create_slot)
+        missed = catch_up.Missed(await stack.enter_async_context(await self._database()), slot)
+        await missed.take_snapshot()
+        return missed
 
     async def _publish(
         self,
         publisher: Publisher,
         state: relay_state.RelayState,
-        new_slot: NewSlot | None,
-        reader: AsyncConnection[Any],
+        missed: catch_up.Missed | None,
+        database: AsyncConnection[Any],
     ) -> None:
-        if new_slot is not None and state.catching_up:
-            if await catch_up.is_complete(reader, state.horizon):
+        settings = self._settings
+        if missed is not None and state.catching_up:
+            if await missed.is_complete(database, state.horizon):
                 _log.error("the slot was lost: catching up from change_log", horizon=state.horizon)
-                limits = self._settings.relay_batch_events, self._settings.relay_batch_bytes
-                missed = catch_up.missed(
-                    reader, new_slot, horizon=state.horizon, limit=limits[0], limit_bytes=limits[1]
+                events = missed.events(
+                    state.horizon, limit=settings.relay_batch_events, limit_bytes=settings.relay_batch_bytes
                 )
-                await publisher.catch_up(missed)
+                await publisher.catch_up(events)
             else:
                 _log.error("the slot was lost, and change_log does not reach back: new epoch")
-                self._outlet.end_epoch()
+                self._outlet.end_epoch(state)
                 state.catching_up = False
-        await reader.close()
+        if missed is not None:
+            await missed.close()
         await publisher.run()
 
     async def _database(self) -> AsyncConnection[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from psycopg import AsyncConnection
@@ -13,6 +13,9 @@ from cloudsync.errors import DatabaseUnsuitable
 from cloudsync.events import ORIGIN, Position, format_lsn
 from cloudsync.relay.wal import System
 from cloudsync.sharding import SHARDS
+
+ENDED: Final = ""
+"""In place of an epoch: the last one is over, and none has begun."""
 
 
 class RelayState(msgspec.Struct):
