@@ -71,7 +71,7 @@ class Missed:
                 event = read(bytes(block), begins)
                 begins = 0
                 if event is None:
-                    break
+                    continue
                 ordinal += 1
                 event.lsn, event.ordinal = lsn, ordinal
                 event.horizon = horizon
