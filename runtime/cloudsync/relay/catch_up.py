@@ -51,7 +51,8 @@ class Missed:
         Asked of another connection, which sees what was dropped since the snapshot.
         """
         cursor = await database.execute(
-            "SELECT dropped_xid < %s::text::xid8 FROM cloudsync.retention", (str(horizon),)
+            "SELECT dropped_xid < %s::text::xid8 OR dropped_xid = '0' FROM cloudsync.retention",
+            (str(horizon),),
         )
         row = await cursor.fetchone()
         return row is not None and bool(row[0])
