@@ -27,12 +27,10 @@ from cloudsync.audit.records import CONNECTED, Record
 from cloudsync.errors import SealBroken
 from cloudsync.events import ORIGIN, Position
 from cloudsync.feeds.connection import connect_async, text_of
-from cloudsync.feeds.history import RangeGone
 from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import Hub
-from cloudsync.gateway.replay import Replayer
-from cloudsync.gateway.resumption import Resumed
+from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
 from cloudsync.gateway.watermark import Watermark, read_watermark
@@ -101,7 +99,6 @@ class Gateway:
         """The last watermark: everything up to it has been handed to every connection that has caught up."""
         self._stream: DeliveryStream | None = None
         self._registration: GatewayRegistration | None = None
-        self._watermark: Watermark | None = None
         self._horizons: deque[tuple[Position, int]] = deque([(ORIGIN, 0)], maxlen=_HORIZONS_KEPT)
         self._canary_at_s: float | None = None
         self._redis = connect_async(settings.redis_events_url)
@@ -198,17 +195,10 @@ class Gateway:
 
         Raises NotConnected while this gateway was never registered, psycopg errors if only PostgreSQL knows.
         """
-        resumption = self.subscriptions.resumption
-        replayer = resumption.replayer
+        replayer = self.subscriptions.resumption.replayer
         if replayer is None:
             raise NotConnected
-        resumed = resumption.expect(cursor, self._watermark)
-        if resumed == "replay" and self._watermark and cursor.position > self._watermark.head:
-            # Further than this gateway has looked, maybe not further than the feeds.
-            with contextlib.suppress(RedisError, OSError, RangeGone):
-                ends = await replayer.history.ends()
-                if cursor.position > ends.newest:
-                    return "resync"
+        resumed = await replayer.expect(cursor)
         if resumed == "differential":
             async with self.pool.connection(timeout=5) as connection:
                 if not await reaches_back(connection, cursor.horizon):
@@ -291,7 +281,6 @@ class Gateway:
             self._receipts,
         )  # fmt: skip
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
-        self._watermark = None
         self.subscriptions.resumption.replayer = Replayer(
             self._redis,
             keys,
@@ -333,7 +322,6 @@ class Gateway:
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above
-        self._watermark = watermark
         # Where shards lag the watermark is behind `head`, whose horizon would be too high for it.
         if watermark.head > self._horizons[-1][0]:
             self._horizons.append((watermark.head, watermark.horizon))

@@ -15,7 +15,7 @@ from cloudsync.audit.records import CLIENT_REFUSED, TOKEN_REFUSED
 from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
-from cloudsync.gateway.resumption import Resumed
+from cloudsync.gateway.replay import Resumed
 from cloudsync.gateway.subscriptions import NotConnected
 from cloudsync.gateway.transport import Message
 from cloudsync.metrics.definitions import RESUMPTIONS

@@ -7,11 +7,13 @@ together are a handful of rounds.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.events import ONLY_LOSING, ROW_OPERATIONS, ChangeEvent, Position
@@ -26,7 +28,10 @@ from cloudsync.registry.topics import HostedTopic, Topic
 from cloudsync.sharding import SHARDS
 from cloudsync.sync.cursor import Cursor
 
+Resumed = Literal["replay", "differential", "resync"]
+
 _ATTEMPTS: Final = 3
+_ENDS_FOR_S: Final = 0.1
 _SERVED_AT_ONCE: Final = 25
 _KEEP_S: Final = 10.0
 ENDING: Final = ',"last":true'
@@ -98,6 +103,10 @@ class Texts:
         return text
 
 
+class Ahead(RangeGone):
+    """The cursor is from a future that the feeds do not know."""
+
+
 class Interrupted(Exception):
     """This registration is over; its successor has to be asked."""
 
@@ -128,6 +137,8 @@ class Replayer:
         self._keyring = keyring
         self._range_bytes = range_bytes
         self._batch_bytes = batch_bytes
+        self._ends: Ends | None = None
+        self._ends_at_s = 0.0
         self._waiting: list[_Returning] = []
         self._rounds: asyncio.Task[None] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
@@ -135,6 +146,25 @@ class Replayer:
     def covers(self, cursor: Cursor) -> bool:
         """Whether the feeds read here are those that the cursor speaks of."""
         return (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
+
+    async def expect(self, cursor: Cursor) -> Resumed:
+        """What a cursor of this platform will lead to; whether a differential reaches back is not known here.
+
+        While Redis is away a replay is expected: it is decided when Redis is back.
+        """
+        if cursor.database_id != self.keys.database_id:
+            return "resync"
+        if not self.covers(cursor):
+            return "differential"
+        try:
+            refusal = self._refusal(cursor, await self._recent_ends())
+            if isinstance(refusal, Ahead):  # maybe only of what is a moment old
+                refusal = self._refusal(cursor, await self.history.ends())
+        except (RedisError, OSError):
+            return "replay"
+        except RangeGone:
+            return "differential"
+        return "replay" if refusal is None else "resync" if isinstance(refusal, Ahead) else "differential"
 
     async def missed(self, topic: Topic, since: Cursor) -> Missed:
         """What a topic, registered before this call, was told since.
@@ -190,14 +220,26 @@ class Replayer:
         raise RangeGone("trimmed faster than it can be read")
 
     def _admit(self, returning: _Returning, ends: Ends) -> bool:
-        since = returning.since
+        refusal = self._refusal(returning.since, ends)
+        if refusal is not None:
+            returning.refuse(refusal)
+        return refusal is None
+
+    def _refusal(self, since: Cursor, ends: Ends) -> RangeGone | None:
+        """Why a cursor of this epoch cannot be replayed from."""
         if since.position > ends.newest:
-            returning.refuse(RangeGone("ahead of the feeds"))
-        elif since.position < ends.floor:
-            returning.refuse(RangeGone("below the floor"))
-        elif ends.fed_bytes - since.fed_bytes > self._range_bytes:
-            returning.refuse(RangeTooLarge("more was fed since than a replay may read"))
-        return not returning.answer.done()
+            return Ahead("ahead of the feeds")
+        if since.position < ends.floor:
+            return RangeGone("below the floor")
+        if ends.fed_bytes - since.fed_bytes > self._range_bytes:
+            return RangeTooLarge("more was fed since than a replay may read")
+        return None
+
+    async def _recent_ends(self) -> Ends:
+        """Where the feeds end, read once for all who come within a moment."""
+        if self._ends is None or time.monotonic() - self._ends_at_s > _ENDS_FOR_S:
+            self._ends, self._ends_at_s = await self.history.ends(), time.monotonic()
+        return self._ends
 
     async def _answer(self, waiting: list[_Returning], low: Position, ends: Ends) -> None:
         by_topic, by_table = await self._match({r.topic.id: r.topic for r in waiting}.values(), low, ends)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
@@ -19,13 +19,10 @@ from cloudsync.events import DROP, SCHEMA, TRUNCATE
 from cloudsync.feeds.history import RangeGone
 from cloudsync.gateway.hub import Hub, Subscription
 from cloudsync.gateway.replay import ENDING, Replayer
-from cloudsync.gateway.watermark import Watermark
 from cloudsync.protocol.frames import Body, Verdict, batches, departure_text, project_text, snapshot_text
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.differential import HorizonPassed, Page, open_differential
-
-Resumed = Literal["replay", "differential", "resync"]
 
 _log = logs.get("gateway")
 
@@ -57,20 +54,6 @@ class Resumption:
         self._places = places
         self.replayer: Replayer | None = None
         """The feeds of the current registration."""
-
-    def expect(self, cursor: Cursor, watermark: Watermark | None) -> Resumed:
-        """What a cursor of this platform's will lead to, as far as is known without asking anybody."""
-        replayer = self.replayer
-        if replayer is None or cursor.database_id != replayer.keys.database_id:
-            return "resync"
-        if not replayer.covers(cursor):
-            return "differential"
-        if watermark is not None and (
-            cursor.position < watermark.floor
-            or watermark.fed_bytes - cursor.fed_bytes > self._settings.replay_bytes
-        ):
-            return "differential"
-        return "replay"
 
     async def catch_up(self, subscription: Subscription) -> Outcome:
         """Send a registered subscription that holds what it missed since its cursor, and make it live.

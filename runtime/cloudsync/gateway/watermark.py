@@ -25,14 +25,12 @@ _DRAIN_S: Final = 1.0
 class Watermark(msgspec.Struct, frozen=True):
     """Everything up to `position` has been handed to this gateway's connections.
 
-    `head` and its `horizon` are further on where shards lag; `floor` is the highest of any feed, `fed_bytes`
-    what all feeds have taken in.
+    `head` and its `horizon` are further on where shards lag; `fed_bytes` is what all feeds have taken in.
     """
 
     position: Position
     head: Position
     horizon: int
-    floor: Position
     fed_bytes: int
 
 
@@ -49,13 +47,12 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
     async with redis.pipeline(transaction=False) as pipeline:
         for shard in range(SHARDS):
             pipeline.hmget(keys.tail(shard), "id", "b")
-            pipeline.mget(keys.done(shard), keys.floor(shard))
+            pipeline.get(keys.done(shard))
         answers: Any = await pipeline.execute()
-    lowest, floor, fed_bytes = position, ORIGIN, 0
-    for (tail, fed), (done, cut) in zip(answers[::2], answers[1::2], strict=True):
+    lowest, fed_bytes = position, 0
+    for (tail, fed), done in zip(answers[::2], answers[1::2], strict=True):
         if tail is not None and tail != done:
             lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
-        floor = max(floor, Position.from_entry_id(cut) if cut else ORIGIN)
         fed_bytes += int(fed or 0)
     sent = await stream.sent_positions()
     newest = await stream.newest_id()
@@ -65,7 +62,7 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
             return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
         await asyncio.sleep(_DRAIN_POLL_S)
     stream.check_received(sent)
-    return Watermark(lowest, position, int(horizon), floor, fed_bytes)
+    return Watermark(lowest, position, int(horizon), fed_bytes)
 
 
 def _order(entry_id: str) -> tuple[int, int]:
