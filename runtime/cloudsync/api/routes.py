@@ -20,9 +20,8 @@ from cloudsync.api.bodies import (
 )
 from cloudsync.api.services import Caller, Served
 from cloudsync.audit.records import CLIENT_REGISTERED, CLIENT_REVOKED
-from cloudsync.feeds.keys import REVOKED_CHANNEL
 from cloudsync.protocol.messages import SUBPROTOCOL
-from cloudsync.registry import clients
+from cloudsync.registry import clients, revocations
 from cloudsync.settings import Settings
 from cloudsync.sharding import cell_of
 from cloudsync.tokens import development_token
@@ -75,7 +74,7 @@ def public(settings: Settings) -> APIRouter:
             return failures.answer("not_found", "You have no client with this id.")
         served.note(CLIENT_REVOKED, principal, client_id)
         # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.
-        await served.redis.publish(REVOKED_CHANNEL, client_id)
+        await revocations.announce(served.redis, client_id)
         return Response(status_code=204)
 
     return router

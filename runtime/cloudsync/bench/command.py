@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -17,7 +17,9 @@ from cloudsync.bench import report
 from cloudsync.bench.options import Options
 from cloudsync.bench.report import Result
 
-SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "writers", "outage")
+SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "writers", "outage", "return")
+_MODULES: Final = {"return": "coming_back"}
+"""Where a scenario's name is a word of Python."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,8 +67,12 @@ def _ended_cleanly() -> Iterator[None]:
 
 def scenario(name: str) -> Callable[[Options], Result]:
     """The scenario's `run`."""
-    found: Callable[[Options], Result] = importlib.import_module(f"cloudsync.bench.scenarios.{name}").run
+    found: Callable[[Options], Result] = _module(name).run
     return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"cloudsync.bench.scenarios.{_MODULES.get(name, name)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "  fanout       1,000 clients, one topic, 10 changes/s\n"
         "  connections  memory of 5,000 idle connections\n"
         "  writers      16 pgbench writers, untracked and tracked in turn\n"
+        "  return       5,000 clients cut off at once, back after 30 s of changes\n"
         "  outage       200 changes/s, Redis away for 60 s\n",
     )
     parser.add_argument("scenario", nargs="+", choices=[*SCENARIOS, "all"], metavar="SCENARIO")

@@ -89,7 +89,7 @@ class Fleet:
     ) -> None:  # fmt: skip
         """Connect and subscribe so many clients, of as many users as it takes; returns when all are live."""
         began = time.monotonic()
-        places, url = asyncio.run(_places(self._target, count, ids_per_user))
+        places, url = asyncio.run(issue_places(self._target, count, ids_per_user))
         registered = time.monotonic()
         share = -(-count // len(self._children))
         self._ask(
@@ -164,7 +164,7 @@ def _start() -> subprocess.Popen[bytes]:
     return child
 
 
-async def _places(target: Target, count: int, ids_per_user: int) -> tuple[list[Place], str]:
+async def issue_places(target: Target, count: int, ids_per_user: int) -> tuple[list[Place], str]:
     """Tokens and client ids for so many connections, twenty to a user, and the gateway's URL."""
     gate = asyncio.Semaphore(16)
     users = range(-(-count // _USERS_CONNECTIONS))

@@ -70,6 +70,11 @@ class FrameSocket(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.abort()
 
+    def abort(self) -> None:
+        """Break off without a word, as a network does."""
+        if self._transport is not None:
+            self._transport.abort()
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -17,6 +17,9 @@ DATABASES: Final = "cs:databases"
 REVOKED_CHANNEL: Final = "cs:revoked"
 """Client ids that were revoked just now."""
 
+REVOKED_CLIENTS: Final = "cs:revoked_clients"
+"""Sorted set of client ids that were revoked lately, by the time at which they were."""
+
 CHANGES_PATTERN: Final = "cs:*:db_changes"
 
 

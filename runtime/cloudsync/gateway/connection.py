@@ -64,6 +64,7 @@ class Connection:
         "heartbeat_due_s",
         "opened_s",
         "principal",
+        "resuming",
         "subscriptions",
         "window",
     )
@@ -86,6 +87,8 @@ class Connection:
         self.principal: Principal | None = None
         self.client_id: str | None = None
         self.subscriptions: dict[str, Subscription] = {}
+        self.resuming: set[str] = set()
+        """Subscriptions that the client's cursor covers and that are not among `subscriptions` yet."""
         self.close_code: Close | None = None
         self.cursor_sent: Cursor | None = None
         self.opened_s = time.monotonic()
@@ -105,7 +108,8 @@ class Connection:
     def caught_up(self) -> bool:
         """Whether everything so far has been sent, and no subscription is being built."""
         return (
-            not self._ordered
+            not self.resuming
+            and not self._ordered
             and not self._waiting
             and not self._transport.full
             and all(s.settled and not s.pending for s in self.subscriptions.values())

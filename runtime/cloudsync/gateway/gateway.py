@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections import deque
 from typing import Any, Final
 
 import psycopg
@@ -24,8 +23,7 @@ from cloudsync import logs
 from cloudsync.audit.journal import Journal, open_journal
 from cloudsync.audit.receipts import Receipts
 from cloudsync.audit.records import CONNECTED, Record
-from cloudsync.errors import SealBroken
-from cloudsync.events import ORIGIN, Position
+from cloudsync.errors import ClientRefused, SealBroken
 from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.connection import Connection
@@ -33,15 +31,17 @@ from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
-from cloudsync.gateway.watermark import Watermark, read_watermark
+from cloudsync.gateway.watermark import Horizons, Watermark, read_watermark
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
 from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close
 from cloudsync.protocol.messages import Draining, Error, Heartbeat, Hello
+from cloudsync.registry import clients
 from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.gateways import GatewayRegistration
+from cloudsync.registry.revocations import VOUCHES_FOR_S, was_revoked
 from cloudsync.registry.topics import TopicDirectory
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
@@ -55,7 +55,6 @@ _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
 _TELL_WITHIN_S: Final = 3.0
 _DRAIN_SPREAD_MS: Final = 3000
-_HORIZONS_KEPT: Final = 4096
 
 _log = logs.get("gateway")
 
@@ -99,7 +98,7 @@ class Gateway:
         """The last watermark: everything up to it has been handed to every connection that has caught up."""
         self._stream: DeliveryStream | None = None
         self._registration: GatewayRegistration | None = None
-        self._horizons: deque[tuple[Position, int]] = deque([(ORIGIN, 0)], maxlen=_HORIZONS_KEPT)
+        self._horizons = Horizons()
         self._canary_at_s: float | None = None
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
@@ -189,6 +188,18 @@ class Gateway:
             )
         except CursorRefused:
             return None
+
+    async def verify(self, principal: Principal, client_id: str, cursor: Cursor | None) -> None:
+        """Let the principal's own live client pass. Raises ClientRefused, or psycopg errors."""
+        if cursor is not None and self.keys is not None:
+            own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
+            if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
+                with contextlib.suppress(RedisError, OSError):
+                    if await was_revoked(self._redis, client_id):
+                        raise ClientRefused
+                    return
+        async with self.pool.connection(timeout=5) as database:
+            await clients.verify(database, principal, client_id)
 
     async def choose(self, cursor: Cursor) -> Resumed:
         """How a client comes back from its cursor.
@@ -322,15 +333,12 @@ class Gateway:
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above
-        # Where shards lag the watermark is behind `head`, whose horizon would be too high for it.
-        if watermark.head > self._horizons[-1][0]:
-            self._horizons.append((watermark.head, watermark.horizon))
-        horizon = next((h for position, h in reversed(self._horizons) if position <= watermark.position), 0)
+        self._horizons.note(watermark.head, watermark.horizon)
         self.cursor = Cursor(
             self.keys.database_id,
             self.keys.epoch,
             *watermark.position,
-            horizon,
+            self._horizons.at(watermark.position),
             watermark.fed_bytes,
             int(time.time()),
         )

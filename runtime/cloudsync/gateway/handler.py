@@ -37,8 +37,6 @@ from cloudsync.protocol.messages import (
     decode_client_frame,
 )
 from cloudsync.protocol.window import BadAck
-from cloudsync.registry import clients
-from cloudsync.sync.cursor import Cursor
 from cloudsync.tokens import Principal, TokenVerifier
 
 Receive = Callable[[], Awaitable[Message]]
@@ -113,9 +111,9 @@ class WebSocketHandler:
             code = error.code if error.code == "bad_frame" else "hello_expected"
             connection.close(Close.PROTOCOL_ERROR, Error(code, str(error)))
             return False
+        cursor = gateway.open_for(principal, hello)
         try:
-            async with gateway.pool.connection(timeout=5) as database:
-                await clients.verify(database, principal, hello.client_id)
+            await gateway.verify(principal, hello.client_id, cursor)
         except ClientRefused as refusal:
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
@@ -124,6 +122,16 @@ class WebSocketHandler:
             connection.close(
                 Close.SERVER_ERROR,
                 Error("unavailable", "The client id cannot be verified right now; try again."),
+            )
+            return False
+        try:
+            resumed: Resumed | None = None
+            if hello.cursor is not None:
+                resumed = "resync" if cursor is None else await gateway.choose(cursor)
+        except (NotConnected, psycopg.Error, PoolTimeout):
+            connection.close(
+                Close.SERVER_ERROR,
+                Error("unavailable", "The cursor cannot be judged right now; come back with it."),
             )
             return False
         if connection.close_code is not None:
@@ -137,14 +145,6 @@ class WebSocketHandler:
         connection.principal = principal
         connection.client_id = hello.client_id
         gateway.joined(connection)
-        try:
-            cursor, resumed = await self._resumed(principal, hello)
-        except (NotConnected, psycopg.Error, PoolTimeout):
-            connection.close(
-                Close.SERVER_ERROR,
-                Error("unavailable", "The cursor cannot be judged right now; come back with it."),
-            )
-            return False
         goes_on = resumed in ("replay", "differential")
         connection.cursor_sent = cursor if goes_on else gateway.cursor
         if resumed is not None:
@@ -166,13 +166,6 @@ class WebSocketHandler:
                 except RequestError as error:
                     connection.control(Error(error.code, str(error), held.id))
         return True
-
-    async def _resumed(self, principal: Principal, hello: Hello) -> tuple[Cursor | None, Resumed | None]:
-        """The client's cursor, if it can be read, and how the client comes back. Raises as `choose`."""
-        if hello.cursor is None:
-            return None, None
-        cursor = self._gateway.open_for(principal, hello)
-        return cursor, "resync" if cursor is None else await self._gateway.choose(cursor)
 
     async def _verify(self, token: str) -> Principal:
         if self._verifier.blocking:

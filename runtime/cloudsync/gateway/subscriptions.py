@@ -43,7 +43,7 @@ from cloudsync.sharding import key_text
 from cloudsync.sync.catalog import Catalog, CatalogTable, TableColumn
 from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
-from cloudsync.sync.where import canonical_columns, canonical_where
+from cloudsync.sync.where import canonical_columns, canonical_where, plain_where
 
 _RETRY_S: Final = 0.5
 
@@ -107,6 +107,7 @@ class Subscriptions:
         """Go on with a subscription that a cursor covers: what it missed follows. Raises as above."""
         request = Subscribe(held.id, held.table, held.where, held.columns, mode=held.mode)
         self._ask(connection, request.id, lambda: self._resume(connection, request, since))
+        connection.resuming.add(request.id)
 
     def _ask(self, connection: Connection, id_: str, begin: Callable[[], Coroutine[Any, Any, None]]) -> None:
         asked = self._asked.setdefault(connection, {})
@@ -122,6 +123,7 @@ class Subscriptions:
         asked = self._asked.get(connection, {}).pop(subscription_id, None)
         if asked is not None:
             asked.cancel()
+            connection.resuming.discard(subscription_id)
             return
         subscription = connection.subscriptions.pop(subscription_id, None)
         if subscription is None:
@@ -216,15 +218,30 @@ class Subscriptions:
 
     async def _resume(self, connection: Connection, request: Subscribe, since: Cursor) -> None:
         try:
-            _, subscription = await self._prepare(connection, request)
+            _, subscription = await self._prepare_patiently(connection, request)
         except Exception as error:  # noqa: BLE001 - as above
-            connection.control(_error(error, request.id))
+            answer = _error(error, request.id)
+            connection.control(answer)
+            self._note_refusal(connection, request, answer.code)
             return
         finally:
             self._asked_over(connection, request.id)
+            connection.resuming.discard(request.id)
         subscription.since = since
         subscription.task = asyncio.current_task()
         await self._catch_up(subscription)
+
+    async def _prepare_patiently(
+        self, connection: Connection, request: Subscribe
+    ) -> tuple[CatalogTable, Subscription]:
+        """As `_prepare`; while PostgreSQL is away a client that came back is not sent for a snapshot."""
+        while True:
+            try:
+                return await self._prepare(connection, request)
+            except (psycopg.OperationalError, PoolTimeout):
+                if not connection.live:
+                    raise
+                await asyncio.sleep(_RETRY_S)
 
     async def _catch_up(self, subscription: Subscription) -> None:
         """Bring a subscription that holds from its cursor to the live stream, however long Redis is away."""
@@ -261,11 +278,10 @@ class Subscriptions:
             await self.load_catalog()
         table = self._catalog.find(request.table)
         columns = canonical_columns(table, request.columns)
-        if request.where:
+        where = await plain_where(table, request.where)
+        if where is None:
             async with self._pool.connection(timeout=5) as database:
                 where = await canonical_where(database, table, request.where)
-        else:
-            where = ()
         if not connection.live:
             raise RequestError("The connection is closing.")
         topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)

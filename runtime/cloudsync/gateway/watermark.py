@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from cloudsync.sharding import SHARDS
 
 _DRAIN_POLL_S: Final = 0.01
 _DRAIN_S: Final = 1.0
+_HORIZONS_KEPT: Final = 4096
 
 
 class Watermark(msgspec.Struct, frozen=True):
@@ -32,6 +34,24 @@ class Watermark(msgspec.Struct, frozen=True):
     head: Position
     horizon: int
     fed_bytes: int
+
+
+class Horizons:
+    """Which horizon belongs to a position: that of `head` is too high for a watermark that lags behind it.
+
+    What lies between them may have lower transaction ids, and a differential would leave it out.
+    """
+
+    def __init__(self) -> None:
+        self._known: deque[tuple[Position, int]] = deque([(ORIGIN, 0)], maxlen=_HORIZONS_KEPT)
+
+    def note(self, head: Position, horizon: int) -> None:
+        if head > self._known[-1][0]:
+            self._known.append((head, horizon))
+
+    def at(self, position: Position) -> int:
+        """The newest horizon known for no more than this position; 0 if none is."""
+        return next((horizon for known, horizon in reversed(self._known) if known <= position), 0)
 
 
 async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:

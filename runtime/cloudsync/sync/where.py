@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from typing import Any, Final
 
 import psycopg
@@ -33,8 +34,24 @@ async def canonical_where(
         return await _conditions(connection, table, where)
 
 
+async def plain_where(table: CatalogTable, where: dict[str, Any] | None) -> tuple[Condition, ...] | None:
+    """As `canonical_where`, without PostgreSQL; None if an operand cannot be brought into its form here.
+
+    What most filters compare (integers, text, uuids, booleans) can be: so clients that come back to a gateway
+    that was just started cost the database nothing. Raises as `canonical_where`.
+    """
+    try:
+        return await _conditions(None, table, where or {})
+    except _PostgresKnows:
+        return None
+
+
+class _PostgresKnows(Exception):
+    """Only PostgreSQL can bring this operand into its form."""
+
+
 async def _conditions(
-    connection: AsyncConnection[Any], table: CatalogTable, where: dict[str, Any]
+    connection: AsyncConnection[Any] | None, table: CatalogTable, where: dict[str, Any]
 ) -> tuple[Condition, ...]:
     conditions = []
     for name, wanted in where.items():
@@ -93,6 +110,10 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
 
 # Floats as text: as JSON, 1e300 would become an integer of 301 digits, which no frame can carry.
 _CANONICAL: Final = {"numeric": "trim_scale(%s::text::numeric)::text", "float": "(%s::text::{})::text"}
+_INTEGERS: Final = {"smallint": 15, "integer": 31, "bigint": 63}
+"""Integer types and the bits beside their sign."""
+_INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _SQL_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
 
@@ -126,7 +147,7 @@ def _check_operator(table: CatalogTable, column: TableColumn, operator: str, ope
 
 
 async def _canonical(
-    connection: AsyncConnection[Any], column: TableColumn, operator: str, operand: Any
+    connection: AsyncConnection[Any] | None, column: TableColumn, operator: str, operand: Any
 ) -> Any:
     if operator == "is_null":
         return operand
@@ -138,7 +159,7 @@ async def _canonical(
     return await _operand(connection, column, operand)
 
 
-async def _operand(connection: AsyncConnection[Any], column: TableColumn, value: Any) -> Any:
+async def _operand(connection: AsyncConnection[Any] | None, column: TableColumn, value: Any) -> Any:
     text = _text_of(column, value)
     if column.kind in ("text", "padded"):
         return text
@@ -149,6 +170,13 @@ async def _operand(connection: AsyncConnection[Any], column: TableColumn, value:
             return base64.b64encode(base64.b64decode(text, validate=True)).decode()
         except (binascii.Error, ValueError):
             raise BadFilter(f"{column.name!r} is bytea: its operand must be base64.") from None
+    size = _INTEGERS.get(column.base_type)
+    if size is not None and _INTEGER.fullmatch(text) and -(1 << size) <= int(text) < 1 << size:
+        return int(text)
+    if column.base_type == "uuid" and _UUID.fullmatch(text):
+        return text
+    if connection is None:
+        raise _PostgresKnows
     form = _CANONICAL.get(column.kind, "to_jsonb(%s::text::{})")
     cast = sql.SQL(column.base_type)  # from format_type(), not from a user
     try:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import msgspec
 import pytest
 
@@ -95,6 +96,12 @@ def process(world: World, gateway: int) -> ProcessStatus:
     return next(p for p in world.platform.processes.values() if p.port == port)
 
 
+def ready(gateway_url: str) -> bool:
+    url = urlsplit(gateway_url)
+    answer = httpx.get(f"http://{url.hostname}:{url.port}/readyz", trust_env=False, timeout=20)
+    return answer.status_code == 200
+
+
 async def trimmed(world: World, table: str) -> None:
     """Trim every feed as the relay does when an hour is over, until its floor is above all that happened."""
     keys, keyring = feeds(world)
@@ -169,7 +176,7 @@ async def test_a_difference_tells_of_no_row_that_was_never_seen(world: World) ->
     world.run(f"CREATE TABLE {table} (id bigint PRIMARY KEY, tenant_id text, n integer DEFAULT 0)")
     world.run(
         f"CREATE FUNCTION {table}_readers(d {table}) RETURNS text[] STABLE LANGUAGE sql"
-        f" AS $$ SELECT array_agg(who ORDER BY who) FROM public.{members} WHERE doc = d.id $$"
+        f" AS $$ SELECT coalesce(array_agg(who), '{{}}') FROM public.{members} WHERE doc = d.id $$"
     )
     world.run(
         f"SELECT cloudsync.track('{table}', audience => '{table}_readers',"
@@ -341,3 +348,48 @@ async def test_a_gateway_that_lost_its_place_catches_up_and_sends_nobody_away(
             await one.equal(timeout_s=60)
             assert one.closed is None
             assert all(view.resets == [] and view.errors == [] for view in one.views.values())
+
+
+async def test_a_replay_asks_the_database_nothing(world: World, table: str) -> None:
+    """It works while no gateway can reach PostgreSQL at all (the table's schema is known to both)."""
+    async with travelling(world, "acme", "ann") as ann, travelling(world, "acme", "bob") as bob:
+        await bob.connect(gateway=1)
+        await bob.subscribe("all", table)
+        await ann.connect()
+        await ann.subscribe("all", table)
+        await ann.subscribe("low", table, "n < 6", where={"n": {"lt": 6}})
+        await ann.subscribe("text", table, "v = 'v3'", where={"v": "v3"})
+        await ann.new_cursor()
+        await ann.leave()
+        await change_everything(world, table)
+        role = urlsplit(world.platform.settings("gateway").postgres_url).username
+        world.run(f"ALTER ROLE {role} CONNECTION LIMIT 0")
+        try:
+            world.run(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'cloudsync-gateway'"
+            )
+            assert await ann.connect(gateway=1) == "replay"
+            await ann.equal()
+            assert not world.run("SELECT FROM pg_stat_activity WHERE application_name = 'cloudsync-gateway'")
+        finally:
+            world.run(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+            for url in world.platform.gateway_urls:
+                await eventually_async(lambda url=url: ready(url), 60)
+
+
+async def test_a_cursor_does_not_let_a_revoked_client_in(world: World, table: str) -> None:
+    async with travelling(world, "acme", "ann") as ann:
+        await ann.connect()
+        await ann.subscribe("all", table)
+        await ann.new_cursor()
+        await ann.leave()
+        answer = await asyncio.to_thread(
+            httpx.delete,
+            f"{world.platform.api_url}/v1/clients/{ann.client_id}",
+            headers={"Authorization": f"Bearer {world.token('acme', 'ann')}"},
+            trust_env=False,
+        )
+        assert answer.status_code == 204
+        with pytest.raises(Exception, match="client"):
+            await ann.connect()

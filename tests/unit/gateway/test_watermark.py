@@ -15,7 +15,7 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import DELIVER
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.stream import DeliveryStream, Gap
-from cloudsync.gateway.watermark import read_watermark
+from cloudsync.gateway.watermark import Horizons, read_watermark
 from cloudsync.keyring import Keyring
 from integration.routing.flow import append, fresh_keys, make_event
 
@@ -75,3 +75,15 @@ async def test_a_delivery_over_budget_holds_it_back_while_nothing_follows(
     except Gap:
         return
     assert mark is None or mark.position < Position(40, 1)
+
+
+def test_a_watermark_behind_head_does_not_get_the_horizon_of_head() -> None:
+    horizons = Horizons()
+    assert horizons.at(Position(50, 1)) == 0
+    horizons.note(Position(50, 1), 7)
+    horizons.note(Position(90, 0), 30)
+    horizons.note(Position(40, 0), 5)  # never goes back
+    assert horizons.at(Position(49, 9)) == 0
+    assert horizons.at(Position(50, 1)) == 7
+    assert horizons.at(Position(89, 3)) == 7
+    assert horizons.at(Position(90, 0)) == 30
