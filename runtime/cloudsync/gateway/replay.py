@@ -139,6 +139,7 @@ class Replayer:
         self._batch_bytes = batch_bytes
         self._ends: Ends | None = None
         self._ends_at_s = 0.0
+        self._reading_ends = asyncio.Lock()
         self._waiting: list[_Returning] = []
         self._rounds: asyncio.Task[None] | None = None
         self._forgetting: asyncio.TimerHandle | None = None
@@ -237,9 +238,10 @@ class Replayer:
 
     async def _recent_ends(self) -> Ends:
         """Where the feeds end, read once for all who come within a moment."""
-        if self._ends is None or time.monotonic() - self._ends_at_s > _ENDS_FOR_S:
-            self._ends, self._ends_at_s = await self.history.ends(), time.monotonic()
-        return self._ends
+        async with self._reading_ends:
+            if self._ends is None or time.monotonic() - self._ends_at_s > _ENDS_FOR_S:
+                self._ends, self._ends_at_s = await self.history.ends(), time.monotonic()
+            return self._ends
 
     async def _answer(self, waiting: list[_Returning], low: Position, ends: Ends) -> None:
         by_topic, by_table = await self._match({r.topic.id: r.topic for r in waiting}.values(), low, ends)

@@ -79,7 +79,7 @@ class Resumption:
         if table_event is not None:
             return Outcome(table_event.op)
         connection = subscription.connection
-        if subscription.pending is not None:  # its rows wait for the window, and these are newer
+        if subscription.pending:  # older rows wait for the window, and what is newer goes behind them
             held = [matched for matched in subscription.release() if not missed.covers(matched)]
             self._hub.deliver(subscription, missed.after(since.position) + held)
             connection.push(subscription.sub, _ending())
