@@ -100,7 +100,12 @@ class _Socket(FrameSocket):
             self._acked, self._unacked_bytes = self._n, 0
             self.say(encode(Ack(self._n)))
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._traveller.company.open += 1
+        super().connection_made(transport)
+
     def ended(self, code: int | None) -> None:
+        self._traveller.company.open -= 1
         if code is not None:
             self._traveller.company.problems.append(f"closed with {code}")
 
@@ -113,7 +118,7 @@ class Company:
         self.reader = PayloadReader()
         self.travellers: list[Traveller] = []
         self.problems: list[str] = []
-        self.events = self.frames = self.repeats = 0
+        self.events = self.frames = self.repeats = self.open = 0
 
     async def connect(self, *, deadline_s: float) -> float:
         """Connect all; seconds until every one has caught up."""
@@ -141,10 +146,12 @@ class Company:
             while any(t.cursor is None for t in self.travellers):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0.1)
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
+        """Break every connection off; returns when all are gone."""
         for traveller in self.travellers:
             traveller.cut()
-        self.events = self.frames = self.repeats = 0
+        while self.open:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
 
     def lost(self, versions: dict[str, dict[Any, int]]) -> int:
         """Versions that SQL has, by slice, and a client does not."""

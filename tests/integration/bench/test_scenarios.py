@@ -133,3 +133,12 @@ def test_outage(tmp_path: Path) -> None:
         result, "outage", "lost", "sent_again", "commit_p95_ratio", "drained_s", "slot_holds_most_mb"
     )
     assert metrics["parked_most"] > 100
+
+
+@pytest.mark.slow
+def test_return(tmp_path: Path) -> None:
+    result = run(tmp_path, "return", "--seconds", "2", "--clients", "200", "--rate", "100", "--no-fsync")
+    metrics = check(result, "return", "back_s", "gateway_rss_peak_kb", "lost")
+    assert metrics["replayed"] == 200
+    assert metrics["gateway_statements"] == 0
+    assert metrics["events_received"] >= 200  # two clients look at each row

@@ -78,7 +78,8 @@ async def _measure(
     before_kb = sum(map(usage.rss_kb, gateways))
 
     options.say(f"all are cut off; {rate:g} changes/s for {seconds:g} s")
-    company.cut()
+    await company.cut()
+    company.events = company.frames = company.repeats = 0
     written = await asyncio.to_thread(_write, table, rate, seconds)
     away_kb = sum(map(usage.rss_kb, gateways))
 
@@ -92,6 +93,7 @@ async def _measure(
         report = used.end()
         peak_kb = peak.stop()
         statements = _statements(log, start)
+    await company.cut()
     versions: dict[str, dict[Any, int]] = {str({"quantity": n}): {} for n in range(_SLICES)}
     for slice_, key, version in table.connection.execute(_VERSIONS):
         versions[str({"quantity": slice_})][key] = version
