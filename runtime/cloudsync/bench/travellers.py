@@ -16,7 +16,7 @@ from cloudsync.client.session import ACK_BYTES, ACK_FRAMES
 from cloudsync.protocol.messages import Ack, HeldSubscription, Hello, Subscribe, Where, encode
 
 _HANDSHAKE_S: Final = 60.0
-_AT_ONCE: Final = 256
+_HANDSHAKES: Final = 256
 """Handshakes under way together: a listening socket takes only so many."""
 
 
@@ -40,12 +40,14 @@ class Traveller:
         self.cursor: str | None = None
         self.resumed: str | None = None
         self.caught_up_s: float | None = None
-        """When the frame came that ends what was missed, or the snapshot."""
+        self.caught_up: asyncio.Future[None]
+        """Done with the frame that ends what was missed, or the snapshot; fails if the gateway closes."""
         self.socket: _Socket | None = None
 
     async def connect(self) -> None:
         at = urlsplit(self.company.url)
         self.caught_up_s = self.resumed = None
+        self.caught_up = asyncio.get_running_loop().create_future()
         _, self.socket = await asyncio.get_running_loop().create_connection(
             lambda: _Socket(self), at.hostname or "", at.port or 80
         )
@@ -92,6 +94,8 @@ class _Socket(FrameSocket):
                 company.repeats += 1
         if content.last:
             traveller.caught_up_s = time.monotonic()
+            if not traveller.caught_up.done():
+                traveller.caught_up.set_result(None)
 
     def read_over(self) -> None:
         waiting = self._n - self._acked
@@ -108,6 +112,8 @@ class _Socket(FrameSocket):
         self._traveller.company.open -= 1
         if code is not None:
             self._traveller.company.problems.append(f"closed with {code}")
+        if not self._traveller.caught_up.done():
+            self._traveller.caught_up.set_exception(HandshakeFailed(f"The gateway closed with {code}."))
 
 
 class Company:
@@ -120,23 +126,23 @@ class Company:
         self.problems: list[str] = []
         self.events = self.frames = self.repeats = self.open = 0
 
-    async def connect(self, *, deadline_s: float) -> float:
-        """Connect all; seconds until every one has caught up."""
-        gate = asyncio.Semaphore(_AT_ONCE)
+    async def connect(self, *, at_once: int, deadline_s: float) -> float:
+        """Connect all, so many under way at a time until they are live; seconds until all are.
+
+        Raises HandshakeFailed if the gateway sends one away.
+        """
+        handshakes, gate = asyncio.Semaphore(_HANDSHAKES), asyncio.Semaphore(at_once)
         began_s = time.monotonic()
 
         async def one(traveller: Traveller) -> None:
             async with gate:
-                await traveller.connect()
+                async with handshakes:
+                    await traveller.connect()
+                await traveller.caught_up
 
         async with asyncio.timeout(deadline_s):
-            results = await asyncio.gather(*map(one, self.travellers), return_exceptions=True)
-            failed = [r for r in results if isinstance(r, BaseException)]
-            if failed:
-                raise HandshakeFailed(f"{len(failed)} clients could not connect: {failed[0]}")
-            while any(t.caught_up_s is None for t in self.travellers):  # noqa: ASYNC110 - thousands, polled
-                await asyncio.sleep(0.05)
-        return max(t.caught_up_s or 0.0 for t in self.travellers) - began_s
+            await asyncio.gather(*map(one, self.travellers))
+        return time.monotonic() - began_s
 
     async def take_cursors(self, deadline_s: float) -> None:
         """Wait until each has a cursor that was sent after this call."""

@@ -26,6 +26,7 @@ _ROWS: Final = 1000
 _SLICES: Final = 100
 """Each client looks at one of them: one row in a hundred."""
 _IDS_PER_USER: Final = 4
+_SUBSCRIBING: Final = 32
 _DEADLINE_S: Final = 240.0
 _SAMPLE_S: Final = 0.1
 _GATEWAY: Final = "cloudsync-gateway "
@@ -72,7 +73,7 @@ async def _measure(
         Traveller(company, place, {"quantity": number % _SLICES}) for number, place in enumerate(found)
     ]
     options.say(f"connecting {clients:,} clients")
-    connected_s = await company.connect(deadline_s=_DEADLINE_S)
+    connected_s = await company.connect(at_once=_SUBSCRIBING, deadline_s=_DEADLINE_S)
     await company.take_cursors(60)
     gateways = [pid for name, pid in target.processes().items() if name.startswith("gateway")]
     before_kb = sum(map(usage.rss_kb, gateways))
@@ -89,7 +90,8 @@ async def _measure(
         options.say("all come back")
         peak = _Peak(gateways)
         used = Usage({**target.processes()})
-        back_s = await company.connect(deadline_s=_DEADLINE_S)
+        began_s = time.monotonic()
+        back_s = await company.connect(at_once=clients, deadline_s=_DEADLINE_S)
         report = used.end()
         peak_kb = peak.stop()
         statements = _statements(log, start)
@@ -98,13 +100,12 @@ async def _measure(
     for slice_, key, version in table.connection.execute(_VERSIONS):
         versions[str({"quantity": slice_})][key] = version
     resumed = [t.resumed for t in company.travellers]
-    times = sorted((t.caught_up_s or 0.0) for t in company.travellers)
-    first_s = times[-1] - back_s
+    times = sorted((t.caught_up_s or 0.0) - began_s for t in company.travellers)
     return (
         {
             "back_s": round(back_s, 2),
-            "back_p50_s": round(times[len(times) // 2] - first_s, 2),
-            "back_p95_s": round(times[int(len(times) * 0.95)] - first_s, 2),
+            "back_p50_s": round(times[len(times) // 2], 2),
+            "back_p95_s": round(times[int(len(times) * 0.95)], 2),
             "replayed": resumed.count("replay"),
             "differential": resumed.count("differential"),
             "resync": resumed.count("resync"),
