@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from cloudsync.client import errors
 from cloudsync.client.actions import (
@@ -31,12 +29,12 @@ from cloudsync.client.actions import (
     Welcomed,
 )
 from cloudsync.client.change import Change, Confirmation, Operation
-from cloudsync.client.filters import as_shown, column_types
 from cloudsync.client.frames import Data, Frame, SyncBatch, decode
 from cloudsync.client.journal import Journal, request_text
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.store import Store
 from cloudsync.client.subscription import ChangeEvent, Subscription
+from cloudsync.client.wire import base_of, wire_key, wire_values, without_key
 from cloudsync.client.writes import WriteQueue
 from cloudsync.errors import LimitReached, RequestError
 from cloudsync.protocol.messages import (
@@ -207,19 +205,19 @@ class Session:
         """
         name = table if "." in table else f"public.{table}"
         views = [s for s in self.subscriptions.values() if s.schema is not None and s.schema.table == name]
-        wire_key = _wire_key(name, key, views)
-        values = {column: value for column, value in _wire(values).items() if column not in wire_key}
+        row_key = wire_key(name, key, views)
+        values = without_key(wire_values(values), row_key)
         if not self.writes.next_number:
             raise RequestError(
                 "It is not known which numbers this client id has used for its changes.",
                 hint="Leave `client_id` out, or open the store that belongs to it.",
             )
-        base_version, base = _base(name, wire_key, views)
+        base_version, base = base_of(name, row_key, views)
         change = self.writes.number(
             self.client_id,
             op,
             name,
-            wire_key,
+            row_key,
             values,
             base_version=base_version,
             base=None
@@ -504,45 +502,3 @@ class Session:
     def _fresh_id(self) -> str:
         self._next_id += 1
         return f"s{self._next_id}"
-
-
-def _wire(values: Any) -> Row:
-    """Values as JSON has them: times in ISO 8601, bytes in base64, decimals as texts."""
-    try:
-        wire = msgspec.to_builtins(dict(values), str_keys=True)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"These values cannot be sent: {error}.") from None
-    return {str(name): value for name, value in wire.items()}
-
-
-def _wire_key(table: str, key: Row | Key, views: list[Subscription]) -> Row:
-    """A key by column, in the form of the row it names; a view's key tuple needs that view."""
-    schema = views[0].schema if views else None
-    if not isinstance(key, Mapping):
-        if schema is None or len(key) != len(schema.key):
-            raise RequestError(f"Name the key's columns: no view of {table} tells which they are.")
-        key = dict(zip(schema.key, key, strict=True))
-    key = _wire(key)
-    if not key:
-        raise RequestError("The key names no column.")
-    if schema is None:
-        return key
-    if key.keys() != set(schema.key):
-        raise RequestError(f"The key of {table} is {', '.join(schema.key)}.")
-    types = column_types(schema)
-    return {name: as_shown(key[name], types.get(name)) for name in schema.key}
-
-
-def _base(table: str, key: Row, views: list[Subscription]) -> tuple[int | None, Row | None]:
-    """The newest version of the row that is held, and the row as it is shown."""
-    version: int | None = None
-    row: Row | None = None
-    for subscription in views:
-        place = subscription.key_of(table, key)
-        if place is None:
-            continue
-        row = row or subscription.rows.get(place)
-        held = subscription.replica.versions.get(place)
-        if held is not None:
-            version = held if version is None else max(version, held)
-    return version, row

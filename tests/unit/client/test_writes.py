@@ -135,7 +135,7 @@ def peer() -> Peer:
 
 def test_a_change_carries_what_the_server_needs(peer: Peer) -> None:
     peer.write("update", 1, a="new")
-    peer.write("create", 7, a="seven", n=5)
+    peer.write("create", 7, id="7", a="seven", n=5)
     peer.write("delete", (2,))
     first, second, third = peer.changes()
     assert first.pop("at").endswith("-c_1")
@@ -178,7 +178,7 @@ def test_values_take_the_form_they_have_on_the_wire(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("key", "values", "why"),
     [({}, {}, "names no column"), ({"no": 1}, {}, "key of public.t is id"), ((1, 2), {}, "Name the key"),
-     ({"id": 1}, {"a": object()}, "cannot be sent")],
+     ({"id": 1}, {"a": object()}, "cannot be sent"), ({"id": 1}, {"id": 2}, "key of a row stays")],
 )  # fmt: skip
 def test_what_cannot_be_a_change_is_refused_and_uses_no_place(
     peer: Peer, key: Any, values: Any, why: str
