@@ -10,8 +10,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 BENCH ?= latency throughput relay fanout connections writers outage
 ARGS ?=
+MINUTES ?= 10
 
-.PHONY: help setup up demo test lint format bench synth lock clean
+.PHONY: help setup up demo test lint format bench soak synth lock clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
