@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
+from cloudsync.protocol.messages import Mode
 from cloudsync.verify.kinds import KEY_KINDS, KINDS, OWNER_KINDS
 from cloudsync.verify.program import (
     KEYS,
@@ -35,7 +36,8 @@ from cloudsync.verify.program import (
 )
 
 T = TypeVar("T")
-_SCENE = 6
+_SCENE: Final = 6
+_MODES: Final[tuple[Mode, ...]] = ("every", "latest", "batch")
 
 
 class Chooser(Protocol):
@@ -103,7 +105,7 @@ def step(chooser: Chooser, *, faults: bool = False) -> Steps:
     if kind == "u":
         return Unsubscribe(chooser.number(3), chooser.number(3))
     if kind == "d":
-        acts: tuple[Act, ...] = ("cut", "away", "back", "slow", "renew", "close")
+        acts: tuple[Act, ...] = ("cut", "away", "back", "slow", "renew", "close", "restart", "restart")
         return Disturb(chooser.number(3), chooser.pick(acts))
     if kind == "q":
         return Settle()
@@ -161,6 +163,7 @@ def subscribe(chooser: Chooser) -> Subscribe:
         table=chooser.number(1),
         where=chooser.pick(((), chooser.several(condition, least=1, most=2))),
         columns=chooser.pick((None, None, chooser.several(lambda c: c.number(9), least=1, most=4))),
+        mode=_MODES[chooser.pick((0, 0, 0, 1, 2))],
     )
 
 

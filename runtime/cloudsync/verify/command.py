@@ -16,6 +16,7 @@ from typing import Final
 import psycopg
 from rich.console import Console
 
+from cloudsync.client.rest import Rest
 from cloudsync.dev import connections
 from cloudsync.errors import ConfigurationError, TokenRefused
 from cloudsync.settings import load
@@ -77,6 +78,9 @@ def show(report: Report, console: Console) -> None:
 
 
 async def _verify(target: Target, parsed: argparse.Namespace, console: Console) -> Report:
+    # First of all, so that a wrong URL or token is one sentence and not a program in which nothing works.
+    token = await asyncio.to_thread(target.token, target.users[0], target.token_lifetime_s)
+    await Rest(target.api_url).endpoint(token)
     total = Report()
     deadline_s = time.monotonic() + parsed.minutes * 60
     seed = parsed.seed if parsed.seed is not None else secrets.randbelow(1_000_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +14,7 @@ from psycopg import sql
 from cloudsync.client import ChangeEvent, Client, View
 from cloudsync.client.frames import Data, DataCreate, DataUpdate, Frame, SyncBatch
 from cloudsync.errors import CloudSyncError
-from cloudsync.protocol.messages import Heartbeat, Subscribed, Welcome, Where
+from cloudsync.protocol.messages import Heartbeat, Mode, Subscribed, Welcome, Where
 from cloudsync.verify.ledger import Ledger, Sighting, User
 from cloudsync.verify.tables import MARK, Table
 from cloudsync.verify.truth import Rows, comparable
@@ -25,9 +26,15 @@ class Watch:
     """One subscription of an observed client: what it asks for, and how SQL says the same."""
 
     def __init__(
-        self, table: int, where: Where | None, condition: sql.Composable, columns: list[str] | None
+        self,
+        table: int,
+        where: Where | None,
+        condition: sql.Composable,
+        columns: list[str] | None,
+        mode: Mode = "every",
     ) -> None:
         self.table, self.where, self.condition, self.columns = table, where, condition, columns
+        self.mode: Mode = mode
         self.view: View | None = None
         self.error: CloudSyncError | None = None
         self.versions: dict[Any, int] = {}
@@ -54,6 +61,7 @@ class Observer:
         url: str,
         token: Callable[[], str],
         label: str,
+        store: Path | None = None,
     ) -> None:
         self.user = user
         self.label = label
@@ -68,9 +76,27 @@ class Observer:
         self._seen: set[Sighting] = set()
         self._table_of: dict[str, Table] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.client = Client(url, token=token, name=label, connect_timeout_s=60)
-        self.client.on_frame(self._frame)
-        self.client.on_state(self._state)
+        self._url, self._token, self._store = url, token, store
+        self.client = self._new_client()
+
+    def _new_client(self) -> Client:
+        client = Client(
+            self._url, token=self._token, name=self.label, store=self._store, connect_timeout_s=60
+        )
+        client.on_frame(self._frame)
+        client.on_state(self._state)
+        return client
+
+    async def restart(self) -> None:
+        """End the client and begin anew, with what its store holds if it has one."""
+        self.away = False
+        await self.close()
+        self.client = self._new_client()
+        await self.open()
+        watches, self.watches = self.watches, []
+        for watch in watches:
+            watch.view, watch.versions = None, {}
+            self.subscribe(watch)
 
     async def open(self) -> None:
         await self.client.__aenter__()
@@ -171,7 +197,9 @@ class Observer:
         table = self._tables[watch.table]
         while watch.view is None:
             try:
-                watch.view = await self.client.subscribe(table.name, watch.where, watch.columns)
+                watch.view = await self.client.subscribe(
+                    table.name, watch.where, watch.columns, mode=watch.mode
+                )
             except CloudSyncError as error:
                 if error.code != "unavailable":
                     watch.error = error

@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from cloudsync.protocol.messages import Mode
+
 TENANTS: Final = 2
 USERS: Final[tuple[tuple[int, str], ...]] = ((0, "1"), (0, "2"), (1, "1"), (0, "3"), (1, "4"))
 """Tenant number and user id; the same id in two tenants is two users."""
@@ -145,13 +147,14 @@ class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Subscribe(Step, frozen=True, tag="subscribe"):
-    """Connect the client if it is not, and subscribe; `columns` None for all."""
+    """Connect the client if it is not, and subscribe; `columns` None for all. Odd clients have a store."""
 
     client: int = 0
     user: int = 0
     table: int = 0
     where: tuple[Condition, ...] = ()
     columns: tuple[int, ...] | None = None
+    mode: Mode = "every"
 
 
 class Unsubscribe(Step, frozen=True, tag="unsubscribe"):
@@ -159,11 +162,15 @@ class Unsubscribe(Step, frozen=True, tag="unsubscribe"):
     which: int = 0
 
 
-Act = Literal["cut", "away", "back", "slow", "renew", "close"]
+Act = Literal["cut", "away", "back", "slow", "renew", "close", "restart"]
 
 
 class Disturb(Step, frozen=True, tag="disturb"):
-    """What a client does: lose its connection, stay away, come back, stop reading, renew its token, leave."""
+    """What a client does.
+
+    It loses its connection, stays away, comes back, stops reading, renews its token, leaves, or ends and
+    begins anew with what its store holds.
+    """
 
     client: int = 0
     act: Act = "cut"

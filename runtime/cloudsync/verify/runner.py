@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -101,9 +103,10 @@ class Runner:
         self._observers: list[Observer | None] = [None] * CLIENTS
         self._past: list[Observer] = []
         self._writers = [Writer(scratch, self._ledger) for _ in range(2 * SESSIONS)]
-        async with Truth(scratch) as self._truth:
+        with tempfile.TemporaryDirectory(prefix="cloudsync-verify-") as self._folder:
             try:
-                yield
+                async with Truth(scratch) as self._truth:
+                    yield
             finally:
                 await asyncio.gather(
                     *(observer.close() for observer in self._present), *(w.close() for w in self._writers)
@@ -151,6 +154,7 @@ class Runner:
                 url=self._target.api_url,
                 token=lambda: self._target.token(user, self._target.token_lifetime_s),
                 label=f"client {number}",
+                store=Path(self._folder) / f"{number}-{len(self._past)}.db" if number % 2 else None,
             )
             try:
                 await observer.open()
@@ -163,7 +167,7 @@ class Runner:
         columns = None
         if step.columns is not None:
             columns = list(dict.fromkeys(table.columns[n % len(table.columns)].name for n in step.columns))
-        observer.subscribe(Watch(table.number, where, condition, columns or None))
+        observer.subscribe(Watch(table.number, where, condition, columns or None, step.mode))
 
     async def _disturb(self, step: Disturb) -> None:
         number = step.client % CLIENTS
@@ -181,6 +185,8 @@ class Runner:
             observer.slow()
         elif step.act == "renew":
             await observer.renew_token()
+        elif step.act == "restart":
+            await observer.restart()
         else:
             await self._close(number, observer)
 

@@ -183,4 +183,4 @@ def distinct(kind: Kind, number: int) -> str:
         "enum": kind.literal(number),
         "text": f"key {number}",
         "varchar": f"key {number}",
-    }.get(kind.name, str(number))
+    }.get(kind.name, str(100 + number))

@@ -99,6 +99,24 @@ def test_an_interrupt_cleans_up(
     assert set(schemas(owner)) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--url", "http://127.0.0.1:1"), "127.0.0.1:1 does not answer"),
+        (("--token-command", "echo nonsense"), "The token is not valid here. [bad_token]"),
+        (("--token-command", "false"), "The token command did not give a token"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(
+    platform: Platform, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = command(platform, *arguments)
+    output, _ = done.communicate(timeout=60)
+    assert done.returncode == 1
+    assert sentence in output
+    assert "Traceback" not in output
+
+
 def test_a_role_without_rights_is_told_so(platform: Platform, owner: psycopg.Connection[Any]) -> None:
     role = sql.Identifier("verify_nobody")
     owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
