@@ -32,10 +32,6 @@ class Faults:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
-    @property
-    def processes(self) -> list[str]:
-        return list(self._platform.processes)
-
     def kill(self, name: str) -> float:
         """SIGKILL a process; the seconds until it was ready again. Raises NotRecovered."""
         before = self._status(name)

@@ -45,7 +45,6 @@ class Counts(msgspec.Struct):
 
     events: int = 0
     connections: int = 0
-    offline: int = 0
     resumed: dict[str, int] = {}
 
 
@@ -84,7 +83,6 @@ class Observer:
             self._url, token=self._token, name=self.label, store=self._store, connect_timeout_s=60
         )
         client.on_frame(self._frame)
-        client.on_state(self._state)
         return client
 
     async def restart(self) -> None:
@@ -207,9 +205,6 @@ class Observer:
                 await asyncio.sleep(_TRY_AGAIN_S)
         watch.view.on_change(lambda event: self._changed(watch, event))
         watch.versions.update(watch.view.versions)
-
-    def _state(self, state: str) -> None:
-        self.counts.offline += state == "offline"
 
     def _changed(self, watch: Watch, event: ChangeEvent) -> None:
         before = watch.versions.get(event.key)
