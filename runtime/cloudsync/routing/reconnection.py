@@ -6,11 +6,13 @@ prints two stack traces for every task that it could not send.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any, Final
 
 from celery.beat import PersistentScheduler
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
+from kombu.message import Message
 
 from cloudsync import logs
 
@@ -40,6 +42,18 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # celery is untyped
         self.first_connection_attempt = False
         self.broker_connection_retry_attempt = 0
         return conn
+
+    def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
+        """Celery's own, but an acknowledgement that fails is the loss of the connection that it is.
+
+        Celery only logs it. The message then counts as unacknowledged for ever, and with a prefetch of one
+        the worker asks the broker for nothing more, nor notices that the connection is gone: it never takes
+        another task.
+        """
+        message = p.__self__ if isinstance(p, MethodType) else None
+        if isinstance(message, Message) and p == message.ack_log_error:
+            return super().call_soon_ack(message.ack)
+        return super().call_soon_ack(p, *args, **kwargs)
 
 
 class Scheduler(PersistentScheduler):  # type: ignore[misc]  # celery is untyped
