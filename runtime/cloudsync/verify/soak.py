@@ -131,8 +131,13 @@ class Run:
             async with gate:
                 await observer.open()
                 table = scratch.tables[number % len(scratch.tables)]
-                # Every second client filters on the table's first own column.
-                chosen = (Condition(4 + len(table.key) - 1, 2, (number,)),) if number // 3 % 2 else ()
+                # One in six watches all that its user may see, the others one or a few values of a column.
+                first = len(table.key) + 3  # behind tenant, owner and room
+                chosen = (
+                    ()
+                    if number // 3 % 6 == 0
+                    else (Condition(first, number // 3 % 2 * 3, (number, number + 1)),)
+                )
                 where, condition = translate(table, chosen)
                 observer.subscribe(Watch(table.number, where, condition, None))
                 await observer.wait_settled()
