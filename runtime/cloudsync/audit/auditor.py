@@ -32,7 +32,7 @@ from cloudsync.sharding import SHARDS
 _LOCK: Final = (1129512960, 1)
 """Of the session that audits; 0 is the upkeep's."""
 
-_IDLE_S: Final = 0.25
+_IDLE_S: Final = 0.5
 _STANDBY_S: Final = 1.0
 _EPOCH_EVERY_S: Final = 1.0
 _HEADS_EVERY_S: Final = 900.0

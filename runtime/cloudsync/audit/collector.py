@@ -142,11 +142,13 @@ class Collector:
             sizes[shard] = sizes.get(shard, 0) + part.size_bytes
             for event in part.events:
                 self._receipts.pop((shard, event.lsn, event.ordinal), None)
-        for shard, size_bytes in sizes.items():
-            end = self.audited[shard]
-            assert end is not None  # noqa: S101 - set above
-            names = [self._keys.audit(shard), self._keys.audit_size(shard)]
-            await self._audited_script(keys=names, args=[end.entry_id, size_bytes])
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for shard, size_bytes in sizes.items():
+                end = self.audited[shard]
+                assert end is not None  # noqa: S101 - set above
+                names = [self._keys.audit(shard), self._keys.audit_size(shard)]
+                await self._audited_script(keys=names, args=[end.entry_id, size_bytes], client=pipeline)
+            await pipeline.execute()
         if not self._waiting and sizes:
             await self._forget_receipts()
 
