@@ -43,11 +43,11 @@ _log = logs.get("audit")
 
 
 class Progress(msgspec.Struct):
-    """Up to where each shard of an epoch is in the log: the ids of entries, null where none ever was."""
+    """Up to where each shard of an epoch is in the log, as the ids of entries."""
 
     database: str
     epoch: str
-    shards: list[str | None]
+    shards: list[str]
 
 
 _decode = msgspec.json.Decoder(Progress).decode
@@ -117,16 +117,16 @@ class Auditor:
         row = await cursor.fetchone()
         await database.commit()
         known = _decode(row[0]) if row is not None else None
-        audited: list[Position | None]
-        if known is None:
-            audited = [None] * SHARDS
-        elif (known.database, known.epoch) == (keys.database_id, keys.epoch):
-            audited = [Position.from_entry_id(i) if i is not None else None for i in known.shards]
+        if known is not None and (known.database, known.epoch) == (keys.database_id, keys.epoch):
+            audited = [Position.from_entry_id(i) for i in known.shards]
         else:
             audited = [ORIGIN] * SHARDS
-            newest = max(Position.from_entry_id(i) if i is not None else ORIGIN for i in known.shards)
-            missing = gap("epoch", audited_up_to=str(newest), new_epoch=keys.epoch)
-            await self._writer.write([missing], _progress(keys, audited))
+            missing: list[Record] = []
+            if known is not None:
+                newest = max(Position.from_entry_id(i) for i in known.shards)
+                missing.append(gap("epoch", audited_up_to=str(newest), new_epoch=keys.epoch))
+            # At once: what is lost with this epoch is to be missed even if nothing was written yet.
+            await self._writer.write(missing, _progress(keys, audited))
         _log.info("auditing", database=keys.database_id, epoch=keys.epoch, writer=self._writer.name)
         return Collector(client, keys, self._keyring, audited)
 
@@ -182,6 +182,6 @@ class Auditor:
             _log.info("head", expect="/".join(map(str, head.quote)))
 
 
-def _progress(keys: Keys, audited: list[Position | None]) -> bytes:
-    shards = [position.entry_id if position is not None else None for position in audited]
+def _progress(keys: Keys, audited: list[Position]) -> bytes:
+    shards = [position.entry_id for position in audited]
     return msgspec.json.encode(Progress(keys.database_id, keys.epoch, shards))

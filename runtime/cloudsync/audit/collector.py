@@ -25,7 +25,7 @@ from cloudsync.audit.records import (
     gap,
 )
 from cloudsync.errors import SealBroken
-from cloudsync.events import ORIGIN, Position
+from cloudsync.events import Position
 from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import AUDITED
@@ -61,13 +61,10 @@ class Part(msgspec.Struct, gc=False):
 
 
 class Collector:
-    """Reads one database's shards in one epoch from where they have been audited to.
-
-    A shard that was never audited (None) begins wherever its entries begin.
-    """
+    """Reads one database's shards in one epoch from where they have been audited to."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, keys: Keys, keyring: Keyring, audited: list[Position | None]
+        self, client: redis.asyncio.Redis, keys: Keys, keyring: Keyring, audited: list[Position]
     ) -> None:
         self._redis = client
         self._keys = keys
@@ -89,10 +86,8 @@ class Collector:
             for shard in range(SHARDS):
                 # In this order: what `done` says is in the stream by the time the stream is read.
                 pipeline.get(self._keys.done(shard))
-                last = self._read[shard]
                 pipeline.xread(
-                    {self._keys.audit(shard): last.entry_id if last is not None else "0-0"},
-                    count=_ENTRIES if reading else 1,
+                    {self._keys.audit(shard): self._read[shard].entry_id}, count=_ENTRIES if reading else 1
                 )
             pipeline.xread({self._keys.receipts: self._receipts_id}, count=_RECEIPT_ENTRIES)
             answers = await pipeline.execute()
@@ -144,10 +139,9 @@ class Collector:
                 self._receipts.pop((shard, event.lsn, event.ordinal), None)
         async with self._redis.pipeline(transaction=False) as pipeline:
             for shard, size_bytes in sizes.items():
-                end = self.audited[shard]
-                assert end is not None  # noqa: S101 - set above
                 names = [self._keys.audit(shard), self._keys.audit_size(shard)]
-                await self._audited_script(keys=names, args=[end.entry_id, size_bytes], client=pipeline)
+                arguments: list[str | int] = [self.audited[shard].entry_id, size_bytes]
+                await self._audited_script(keys=names, args=arguments, client=pipeline)
             await pipeline.execute()
         if not self._waiting and sizes:
             await self._forget_receipts()
@@ -162,19 +156,16 @@ class Collector:
         except SealBroken:
             events = []
             missing = gap("seal_broken", shard=shard, after=str(begin), up_to=str(end))
-        if last is not None:
-            if begin > last:
-                missing = gap("positions", shard=shard, after=str(last), up_to=str(begin))
-            elif begin < last:  # routed once more
-                events = [e for e in events if Position(e.lsn, e.ordinal) > last]
+        if begin > last:
+            missing = gap("positions", shard=shard, after=str(last), up_to=str(begin))
+        elif begin < last:  # routed once more
+            events = [e for e in events if Position(e.lsn, e.ordinal) > last]
         self._add(Part(shard, end, events, now_s + _PATIENCE_S, len(sealed), missing))
 
     def _look_for_gap(self, shard: int, done: Position) -> None:
         """Nothing more is there: what has been routed beyond the last entry was never told."""
         last = self._read[shard]
-        if last is None:
-            self._read[shard] = self.audited[shard] = done
-        elif done > last:
+        if done > last:
             missing = gap("positions", shard=shard, after=str(last), up_to=str(done))
             self._add(Part(shard, done, [], 0.0, 0, missing))
 
@@ -196,7 +187,7 @@ class Collector:
                 continue
             for receipt in receipts:
                 position = Position(receipt.lsn, receipt.ordinal)
-                if position > (self.audited[receipt.shard] or ORIGIN):
+                if position > self.audited[receipt.shard]:
                     place = (receipt.shard, receipt.lsn, receipt.ordinal)
                     self._receipts.setdefault(place, {})[gateway_id] = receipt.told
         self._receipts_id = text_of(entries[-1][0]) or self._receipts_id
