@@ -1,4 +1,4 @@
-"""A TCP hop in front of a real server that can be cut, refused, frozen or slowed: faults of the network."""
+"""A TCP hop in front of a real server that can be cut, refused or frozen: faults of the network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ class Wire:
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self.port = 0
-        self.delay_s = 0.0
-        """How long each piece of data is held up, either way."""
         self.accepted = 0
 
     async def __aenter__(self) -> Self:
@@ -76,8 +74,6 @@ class Wire:
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
-                if self.delay_s:
-                    await asyncio.sleep(self.delay_s)
                 await self._flowing.wait()
                 target.write(data)
                 await target.drain()

@@ -1,4 +1,4 @@
-"""The platform with a wire between each pair of its parts: to be cut, frozen, slowed or refused."""
+"""The platform with a wire between each pair of its parts: to be cut, frozen or refused."""
 
 from __future__ import annotations
 
