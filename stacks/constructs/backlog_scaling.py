@@ -30,7 +30,7 @@ def scale_on_backlog(
         min_capacity=services.routing_at_least, max_capacity=services.routing_at_most
     )
     tracked = scaling.CfnScalingPolicy
-    policy = tracked(
+    tracked(
         service,
         "BacklogPerTask",
         policy_name="backlog-per-task",
@@ -66,7 +66,6 @@ def scale_on_backlog(
             ),
         ),
     )
-    policy.node.add_dependency(target)
     least = services.backlog_per_task * services.routing_at_least
     target.scale_on_metric(
         "Burst",
