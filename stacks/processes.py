@@ -46,7 +46,7 @@ ROUTING: Final = Process(name="routing", command=("worker", "--queue", "routing"
 GENERAL: Final = Process(name="general", command=("worker", "--queue", "general"), role=SERVICE, broker=True)
 BEAT: Final = Process(name="beat", command=("beat",), broker=True, keyring=False)
 PUBLISHER: Final = Process(name="publisher", command=("publisher",), role=SERVICE, keyring=False)
-API: Final = Process(name="api", command=("api",), role=SERVICE, tokens=True, keyring=False, port=API_PORT)
+API: Final = Process(name="api", command=("api",), role=SERVICE, tokens=True, port=API_PORT)
 GATEWAY: Final = Process(name="gateway", command=("gateway",), role=SERVICE, tokens=True, port=GATEWAY_PORT)
 
 
