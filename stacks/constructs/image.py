@@ -13,10 +13,6 @@ from stacks.settings import EnvironmentSettings
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
-# What the image is built from, and nothing else: a checkout also holds a development platform's data.
-_CONTEXT: Final = ("pyproject.toml", "README.md", "requirements", "runtime", "sql")
-_NEVER: Final = ("**/__pycache__", "**/node_modules", "**/*.egg-info")
-
 
 def runtime_image(scope: Construct, settings: EnvironmentSettings) -> ecr_assets.DockerImageAsset:
     """The image as an asset: built and pushed by `cdk deploy`, at synth only hashed."""
@@ -25,8 +21,7 @@ def runtime_image(scope: Construct, settings: EnvironmentSettings) -> ecr_assets
         "Image",
         directory=str(_ROOT),
         file="runtime/Dockerfile",
-        exclude=["*", *(f"!{name}" for name in _CONTEXT), *_NEVER],
-        ignore_mode=IgnoreMode.DOCKER,
+        ignore_mode=IgnoreMode.DOCKER,  # .dockerignore says what belongs to it
         build_args={"BASE_IMAGE": settings.base_image},
         platform=(
             ecr_assets.Platform.LINUX_ARM64

@@ -86,7 +86,7 @@ def test_the_image_is_made_of_the_runtime_alone(prod: Assembly) -> None:
     assert len(contexts) == 1
     (context,) = contexts
     assert {path.name for path in context.iterdir()} == {
-        "README.md", "pyproject.toml", "requirements", "runtime", "sql"
+        ".dockerignore", "README.md", "pyproject.toml", "requirements", "runtime", "sql"
     }  # fmt: skip
     names = {path.name for path in context.rglob("*")}
     assert not names & {"__pycache__", "node_modules", ".venv", ".git", ".cloudsync"}
