@@ -190,6 +190,8 @@ class Run:
             await asyncio.sleep(_STRUCK_S)
             strike.flowing_s = await self._flowing(began_s)
             await striking
+            if strike.flowing_s is None:
+                self.report.wrong.append(f"{strike.name}: changes did not flow within {_RECOVER_S:g} s")
             self._line(strike)
 
     async def _flowing(self, began_s: float) -> float | None:
