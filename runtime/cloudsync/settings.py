@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     realtime_limit: int = Field(default=20, ge=1, description="More events than this for one topic: a batch.")
     gateway_stream_budget_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
 
+    canary_write_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="How often each shard's canary row is written.",
+    )
+
     # Gateway
     gateway_id: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]{0,64}$", description="Empty: host and port."

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import Any, Final
 
 import jwt
 import msgspec
 
 from cloudsync.errors import KeysUnreachable, TokenRefused
 from cloudsync.settings import Settings
+
+RESERVED_TENANT: Final = "cloudsync:canary"
+"""Of rows that the platform writes to watch itself; no token speaks for it."""
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +84,8 @@ class TokenVerifier:
             and 0 < len(user) <= 200
         ):
             raise TokenRefused(f"`sub` and `{self._tenant_claim}` must be texts of 1 to 200 characters.")
+        if tenant == RESERVED_TENANT:
+            raise TokenRefused(f"The tenant {RESERVED_TENANT!r} is the platform's own.")
         if "\x00" in tenant or "\x00" in user:
             raise TokenRefused(f"`sub` and `{self._tenant_claim}` must not hold a zero character.")
         return Principal(tenant, user, int(claims["exp"]))

@@ -332,6 +332,25 @@ CREATE TABLE cloudsync.audit_progress (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE cloudsync.audit_progress IS 'up to where each shard has been audited; committed with the rows';
 
+-- One row per shard, written by the general worker and awaited by every gateway: proof that changes arrive.
+-- Not a tracked table: its trigger logs for a tenant that no token can name, and nobody can subscribe to it.
+CREATE TABLE cloudsync.canary (
+    shard smallint PRIMARY KEY,
+    sequence bigint NOT NULL DEFAULT 0,
+    written_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+INSERT INTO cloudsync.canary (shard) SELECT generate_series(0, 15);
+
+CREATE TABLE cloudsync.losses (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    seen_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_by text NOT NULL CHECK (seen_by IN ('canary', 'checksum')),
+    process text NOT NULL,
+    events bigint NOT NULL,
+    detail jsonb NOT NULL
+);
+COMMENT ON TABLE cloudsync.losses IS 'committed changes that did not arrive somewhere; stays empty';
+
 -- One row per lock of audience_lock(): a writer with an old snapshot learns here that the audience moved on.
 CREATE TABLE cloudsync.audience_locks (
     table_id integer NOT NULL,
@@ -2299,6 +2318,30 @@ AS $$
     END
 $$;
 
+CREATE FUNCTION cloudsync.capture_canary() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, table_id, table_name, key, op, version, "row", old, captured_at)
+    VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), 'cloudsync:canary', NEW.shard, 0, 'cloudsync.canary',
+            jsonb_build_object('shard', NEW.shard), 'u', NEW.sequence,
+            jsonb_build_object('shard', NEW.shard, 'sequence', NEW.sequence::text), '{}', NEW.written_at);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER capture AFTER UPDATE ON cloudsync.canary FOR EACH ROW EXECUTE FUNCTION cloudsync.capture_canary();
+ALTER TABLE cloudsync.canary ENABLE ALWAYS TRIGGER capture;
+
+-- A change in every shard. Its own lock, so that two callers do not wait for each other's rows crosswise.
+CREATE FUNCTION cloudsync.write_canaries() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(1129512960, 1);
+    UPDATE cloudsync.canary SET sequence = sequence + 1, written_at = clock_timestamp();
+END
+$$;
+
 -- How the platform is, as far as the database can tell: for metrics, asked every few seconds.
 CREATE FUNCTION cloudsync.vitals(slot text, OUT database_id text, OUT relay_mode text, OUT relay_silent_s float8,
     OUT wal_held_bytes float8, OUT oldest_transaction_s float8, OUT parked_events bigint, OUT conflicts_last_minute bigint)
@@ -2369,7 +2412,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON cloudsync.mutations, cloudsync.text_ops 
 -- What is in the log can be added to, and read by those who were given the right to: cloudsync_auditor.
 GRANT INSERT ON cloudsync.audit_log TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE ON cloudsync.audit_heads, cloudsync.audit_progress TO cloudsync_service;
-GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text) TO cloudsync_service;
+GRANT SELECT ON cloudsync.canary TO cloudsync_service;
+GRANT SELECT, INSERT ON cloudsync.losses TO cloudsync_service;
+GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text),
+    cloudsync.write_canaries() TO cloudsync_service;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;

@@ -26,6 +26,7 @@ from cloudsync.audit.records import CONNECTED, Record
 from cloudsync.errors import ClientRefused, SealBroken
 from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
+from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
@@ -100,6 +101,7 @@ class Gateway:
         self._registration: GatewayRegistration | None = None
         self._horizons = Horizons()
         self._canary_at_s: float | None = None
+        self._canaries: CanaryWatch | None = None
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
         self._slow = recorder.gauge(SLOW_CONNECTIONS)
@@ -268,8 +270,14 @@ class Gateway:
             raise Lost("reaped, a new epoch, or Redis is another server now")
         self._set_degraded(False)
         assert self._stream is not None  # noqa: S101 - registered above
+        assert self._canaries is not None  # noqa: S101
+        assert self.subscriptions.directory is not None  # noqa: S101
         await until_one_fails(
-            self._stream.run(), self._upkeep(self._stream), self._canary(self._stream), self._write_registry()
+            self._stream.run(),
+            self._upkeep(self._stream),
+            self._canary(self._stream),
+            self._write_registry(),
+            self._canaries.run(self.subscriptions.directory),
         )
 
     async def _current_keys(self) -> Keys | None:
@@ -302,6 +310,13 @@ class Gateway:
         self.subscriptions.directory = TopicDirectory(self._redis, keys, self.keyring, self.gateway_id)
         await self.subscriptions.register_all()
         self.subscriptions.restart(self.cursor)
+        self._canaries = CanaryWatch(
+            pool=self.pool,
+            keyring=self.keyring,
+            hub=self.hub,
+            gateway_id=self.gateway_id,
+            watermark=lambda: self._watermark,
+        )
         _log.info("registered", gateway=self.gateway_id, database=keys.database_id, epoch=keys.epoch)
 
     def _set_degraded(self, degraded: bool) -> None:

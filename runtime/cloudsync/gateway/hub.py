@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -159,6 +159,8 @@ class Hub:
         self._hold_bytes = hold_bytes
         self._receipts = receipts
         self.topics: dict[str, HostedTopic] = {}
+        self.listeners: dict[str, Callable[[list[Matched]], None]] = {}
+        """The gateway's own topics: who takes their events in place of connections."""
 
     def topic(self, topic: Topic) -> HostedTopic:
         hosted = self.topics.get(topic.id)
@@ -174,6 +176,9 @@ class Hub:
         """Hand a topic's events, in order, to its subscriptions."""
         hosted = self.topics.get(topic_id)
         if hosted is None:
+            listener = self.listeners.get(topic_id)
+            if listener is not None:
+                listener(matched)
             return
         shared = all(for_everyone(event) for event, _ in matched)
         oldest_xid = min(event.xid for event, _ in matched)

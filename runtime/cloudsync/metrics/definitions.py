@@ -85,12 +85,13 @@ LOST: Final = Metric(
     tags=(("seen_by", ("canary", "checksum")),),
     alarms=(Alarm(above=0, window_s=60, aggregation="sum", severity="critical", runbook="events-lost"),),
 )
-CANARY_LAG: Final = Metric(
-    name="sync.canary.lag",
+CANARY_AGE: Final = Metric(
+    name="sync.canary.age",
     kind="gauge",
     unit="milliseconds",
-    help="Age of the oldest canary that was written and has not arrived at a gateway; 0 if all have.",
-    alarms=(Alarm(above=10_000, window_s=120, aggregation="max", severity="critical", runbook="relay-lag"),),
+    help="How long ago the newest canary that has arrived at a gateway was written, in the shard where that"
+    " is longest ago. Below the interval of writing while all is well; it grows when the path stops.",
+    alarms=(Alarm(above=60_000, window_s=120, aggregation="max", severity="critical", runbook="relay-lag"),),
 )
 CHECKSUMS: Final = Metric(
     name="sync.checksums",
@@ -231,7 +232,7 @@ METRICS: Final[tuple[Metric, ...]] = (
     LATENCY_P95,
     EVENTS,
     LOST,
-    CANARY_LAG,
+    CANARY_AGE,
     CHECKSUMS,
     RESUMPTIONS,
     CONFLICT_RATE,

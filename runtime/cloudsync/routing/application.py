@@ -63,6 +63,11 @@ def _make(settings: Settings) -> Celery:
                 "schedule": MEASURE_EVERY_S,
                 "options": {"expires": MEASURE_EVERY_S},
             },
+            "write-canaries": {
+                "task": "cloudsync.write_canaries",
+                "schedule": settings.canary_write_s,
+                "options": {"expires": settings.canary_write_s},
+            },
             "maintain": {
                 "task": "cloudsync.maintain",
                 "schedule": MAINTAIN_EVERY_S,

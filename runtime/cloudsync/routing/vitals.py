@@ -1,4 +1,4 @@
-"""The task that asks PostgreSQL and Redis how the platform is, also while the relay is not there to say."""
+"""The tasks that watch: canaries written, and how the platform is while the relay is not there to say."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ from cloudsync.metrics.definitions import (
 from cloudsync.metrics.recorder import recorder
 from cloudsync.routing.application import application
 from cloudsync.settings import current
+
+
+@application.task(name="cloudsync.write_canaries")
+def write_canaries() -> None:
+    """Change each shard's canary row: every gateway awaits it."""
+    with psycopg.connect(current().postgres_url, autocommit=True) as connection:
+        connection.execute("SELECT cloudsync.write_canaries()")
 
 
 @application.task(name="cloudsync.measure")
