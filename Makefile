@@ -12,7 +12,7 @@ BENCH ?= latency throughput relay fanout connections writers outage
 ARGS ?=
 MINUTES ?= 10
 
-.PHONY: help setup up demo test lint format bench soak synth lock clean
+.PHONY: help setup up demo test lint format bench soak synth docs lock clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
@@ -24,6 +24,7 @@ help:
 	@echo "make synth   the AWS templates of an environment (ENV=prod), checked; needs Node, no account"
 	@echo "make soak    clients watch while processes are killed (MINUTES=10)"
 	@echo "make format  let ruff format and mend"
+	@echo "make docs    write the reference pages (runbooks/reference) from their registries"
 	@echo "make lock    resolve the dependencies anew"
 	@echo "make clean   remove what was built (not the data in .cloudsync)"
 
@@ -77,6 +78,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/mypy app.py stacks
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/.runtime
+	$(BIN)/cloudsync reference runbooks/reference
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format

@@ -423,6 +423,17 @@ def audit_export(
     command.export_lines(url, tenant=tenant, since=since, until=until)
 
 
+@app.command(rich_help_panel=_DEVELOPMENT, hidden=True)
+def reference(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")] = Path("runbooks/reference"),
+) -> None:
+    """Write the pages of metrics, settings and codes from their registries."""
+    from cloudsync.dev import reference as made
+
+    for file in made.write(folder):
+        typer.echo(f"wrote {file}")
+
+
 # Arguments and errors
 
 

@@ -131,6 +131,12 @@ class Settings(BaseSettings):
         description="Sealed bytes that a replay may read and a gateway keeps for it; more is a differential.",
     )
 
+    checksum_interval_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="How often a gateway compares one of its subscriptions with the database.",
+    )
+
     # Audit
     audit_enabled: bool = Field(default=True, description="Write the audit log; the same for every process.")
     audit_stream_budget_bytes: int = Field(

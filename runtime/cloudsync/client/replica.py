@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from cloudsync.client.frames import Data, DataCreate, DataDelete, DataUpdate
+from cloudsync.protocol.checksum import checksum, checksum_text
+from cloudsync.sharding import key_text
 
 Key = tuple[Any, ...]
 Row = dict[str, Any]
@@ -126,6 +128,13 @@ class Replica:
         keys = [self._wanted[key].key for key in dict.fromkeys(self._to_ask) if key in self._wanted]
         self._to_ask.clear()
         return keys
+
+    def checksum(self) -> str | None:
+        """Of everything held, as the server computes it; None while a row has to be fetched first."""
+        if self._wanted:
+            return None
+        held = ((key_text(self._odd_keys.get(key, key)), version) for key, version in self.versions.items())
+        return checksum_text(checksum(held))
 
     def ask_again(self) -> None:
         """Whatever was asked for on a connection that is lost has to be asked for anew."""

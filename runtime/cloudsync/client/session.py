@@ -48,6 +48,7 @@ from cloudsync.protocol.messages import (
     Heartbeat,
     HeldSubscription,
     Hello,
+    Mismatch,
     Mode,
     Refetch,
     Subscribe,
@@ -258,6 +259,7 @@ class Session:
         if isinstance(frame, ChangeConfirmed | ChangeRejected):
             return self._outcome(frame, now_s)
         if isinstance(frame, Heartbeat):
+            self._compare(frame.sums or {})
             return [Beat(frame), *self._beat(frame)]
         if isinstance(frame, Welcome):
             return self._welcome(frame, now_s)
@@ -297,6 +299,16 @@ class Session:
                 self._ask(subscription)
         self._send_changes(now_s)
         return [Welcomed(frame)]
+
+    def _compare(self, sums: Mapping[str, str]) -> None:
+        """Say which views differ from the server's checksums; a reset and a fresh snapshot follow."""
+        for id_, expected in sums.items():
+            subscription = self.subscriptions.get(id_)
+            if subscription is None or subscription.state != "live" or subscription.staging is not None:
+                continue
+            own = subscription.replica.checksum()
+            if own is not None and own != expected:
+                self._send(Mismatch(id_, own))
 
     def _beat(self, frame: Heartbeat) -> list[Action]:
         if frame.cursor is None or frame.cursor == self.cursor:

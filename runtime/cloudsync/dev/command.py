@@ -24,7 +24,7 @@ from cloudsync.dev.logtail import LogFollower
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
-from cloudsync.dev.progress import relay_progress
+from cloudsync.dev.progress import losses, relay_progress
 from cloudsync.errors import AlreadyRunning, StartFailed
 
 _COLOURS: Final = (
@@ -143,6 +143,7 @@ def show_status(folder: Path, *, colour: bool = True) -> None:
     console = Console(no_color=not colour, highlight=False, soft_wrap=True)
     status.show(running, console)
     console.print(f"{'Relay:':15}{relay_progress(running.postgres_url)}")
+    console.print(f"{'Lost:':15}{losses(running.postgres_url)}")
 
 
 def stop(folder: Path) -> None:

@@ -27,6 +27,7 @@ from cloudsync.errors import ClientRefused, SealBroken
 from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
+from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
@@ -102,6 +103,15 @@ class Gateway:
         self._horizons = Horizons()
         self._canary_at_s: float | None = None
         self._canaries: CanaryWatch | None = None
+        self._checksums = Checksums(
+            pool=self.pool,
+            connections=self.connections,
+            watermark=lambda: self._watermark,
+            send=lambda connection, sums: self._beat(connection, time.monotonic(), sums),
+            gateway_id=gateway_id,
+            interval_s=settings.checksum_interval_s,
+        )
+        self.subscriptions.checksums = self._checksums
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
         self._slow = recorder.gauge(SLOW_CONNECTIONS)
@@ -115,6 +125,7 @@ class Gateway:
                 tasks.create_task(self._keep_registered())
                 tasks.create_task(self._tend_connections())
                 tasks.create_task(self._watch_revocations())
+                tasks.create_task(self._checksums.run())
                 if self.journal is not None:
                     tasks.create_task(self.journal.run())
         finally:
@@ -403,14 +414,17 @@ class Gateway:
         due_s = connection.heartbeat_due_s
         if moved:
             due_s -= max(0.0, self.settings.heartbeat_s - _MOVED_HEARTBEAT_S)
-        if now_s < due_s:
-            return
+        if now_s >= due_s:
+            self._beat(connection, now_s)
+
+    def _beat(self, connection: Connection, now_s: float, sums: dict[str, str] | None = None) -> None:
+        assert connection.principal is not None  # noqa: S101 - it has been greeted
         if connection.caught_up:
             connection.cursor_sent = self.cursor
         connection.heartbeat_due_s = now_s + self.settings.heartbeat_s
-        expires_in = int(principal.expires_at - wall_s)
+        expires_in = int(connection.principal.expires_at - time.time())
         cursor = self.seal_for(connection, connection.cursor_sent)
-        connection.control(Heartbeat(cursor, self.lag_ms, expires_in, self.degraded))
+        connection.control(Heartbeat(cursor, self.lag_ms, expires_in, self.degraded, sums))
 
     async def _watch_revocations(self) -> None:
         while True:

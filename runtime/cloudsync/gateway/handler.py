@@ -29,6 +29,7 @@ from cloudsync.protocol.messages import (
     Auth,
     Error,
     Hello,
+    Mismatch,
     Refetch,
     Subscribe,
     UnknownType,
@@ -202,6 +203,8 @@ class WebSocketHandler:
                 subscriptions.unsubscribe(connection, subscription_id)
             case Refetch():
                 subscriptions.refetch(connection, frame)
+            case Mismatch():
+                subscriptions.mismatch(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

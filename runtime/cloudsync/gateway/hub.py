@@ -32,6 +32,7 @@ class Subscription:
 
     __slots__ = (
         "behind",
+        "checksum",
         "columns",
         "connection",
         "held",
@@ -46,6 +47,7 @@ class Subscription:
         "sub",
         "table",
         "task",
+        "told",
         "topic",
         "visibility",
     )
@@ -70,6 +72,10 @@ class Subscription:
         self.since: Cursor | None = None
         """Where its view was when it came back; None once a watermark says that it has gone on from there."""
         self.task: asyncio.Task[None] | None = None
+        self.told: list[tuple[ChangeEvent, Verdict]] | None = None
+        """What it is told while its checksum is being read; None: nobody asks, or the view was rebuilt."""
+        self.checksum: str | None = None
+        """The one that was sent last, until the client has said that its own is another."""
         self.pending: LatestRows | GatheredEvents | None = None
         """What waits to be sent, unless each event is sent as it comes."""
         self.queued = 0
@@ -96,6 +102,7 @@ class Subscription:
 
     def begin_hold(self) -> None:
         """Keep what is routed from here on, anew."""
+        self.told = None
         self.held, self.held_bytes = [], 0
 
     def release(self) -> list[Matched]:
@@ -201,7 +208,7 @@ class Hub:
                     if news is None:
                         news = self._news(_for_all(matched), columns)
                     if news.events:
-                        subscription.connection.offer(subscription, news)
+                        self._offer(subscription, news)
                 else:
                     self._tell_receipts(matched, subscription)
                     self.deliver(subscription, matched)
@@ -221,7 +228,12 @@ class Hub:
             if verdict is not None and not subscription.visibility.includes(event.xid):
                 own.append((event, verdict))
         if own:
-            subscription.connection.offer(subscription, self._news(own, subscription.columns))
+            self._offer(subscription, self._news(own, subscription.columns))
+
+    def _offer(self, subscription: Subscription, news: News) -> None:
+        if subscription.told is not None:
+            subscription.told += news.events
+        subscription.connection.offer(subscription, news)
 
     def _tell_receipts(self, matched: list[Matched], subscription: Subscription) -> None:
         """Of events whose readers differ. What a snapshot shows or is about to show counts as told by it."""

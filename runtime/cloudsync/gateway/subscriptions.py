@@ -22,6 +22,7 @@ from cloudsync.audit.journal import Journal
 from cloudsync.audit.records import SUBSCRIPTION_REFUSED, Record
 from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent, Position
+from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
 from cloudsync.gateway.replay import Interrupted
@@ -31,6 +32,7 @@ from cloudsync.protocol.frames import Verdict, batches, project_text, single, sn
 from cloudsync.protocol.messages import (
     Error,
     HeldSubscription,
+    Mismatch,
     Refetch,
     Subscribe,
     Subscribed,
@@ -92,6 +94,7 @@ class Subscriptions:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
+        self.checksums: Checksums | None = None
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -141,6 +144,16 @@ class Subscriptions:
                 f"The key of {subscription.table.name} is {', '.join(subscription.table.key)}."
             )
         self._start(self._refetch(subscription, request))
+
+    def mismatch(self, connection: Connection, request: Mismatch) -> None:
+        """The client's view has another checksum than the one it was sent: it starts over."""
+        subscription = connection.subscriptions.get(request.sub)
+        if subscription is None or subscription.held is not None or self.checksums is None:
+            return  # it starts over already, or has ended
+        if not self.checksums.mismatch(subscription, request.sum):
+            raise RequestError("No other checksum was sent for this subscription.")
+        self._start(self.checksums.keep(subscription))
+        self._reset(subscription, "checksum")
 
     def forget(self, connection: Connection) -> None:
         """The connection ended: give up its subscriptions."""
@@ -348,6 +361,7 @@ class Subscriptions:
         except (psycopg.Error, PoolTimeout) as error:
             connection.control(_error(error, request.sub))
             return
+        subscription.told = None  # the row may be newer than what has been told
         # A row that is not there any more needs no answer: its departure is on its way.
         for verdict, text in _rows(table, subscription, rows):
             connection.push(subscription.sub, single(verdict, text))

@@ -83,6 +83,13 @@ class Refetch(ClientFrame, tag="refetch"):
     key: dict[str, Any]
 
 
+class Mismatch(ClientFrame, tag="mismatch"):
+    """The view's checksum is not the one that a heartbeat named: a fresh snapshot, please."""
+
+    sub: str
+    sum: str
+
+
 class Ack(ClientFrame, tag="ack"):
     n: int
 
@@ -96,7 +103,9 @@ class Presence(ClientFrame, tag="presence"):
     state: Any = None
 
 
-AnyClientFrame = Hello | Subscribe | Unsubscribe | Change | Text | Resolve | Refetch | Ack | Auth | Presence
+AnyClientFrame = (
+    Hello | Subscribe | Unsubscribe | Change | Text | Resolve | Refetch | Mismatch | Ack | Auth | Presence
+)
 
 
 class ServerFrame(msgspec.Struct, tag_field="type", omit_defaults=True, gc=False):
@@ -168,6 +177,8 @@ class Heartbeat(ServerFrame, tag="heartbeat"):
     lag_ms: int
     token_expires_in: int
     degraded: bool = False
+    sums: dict[str, str] | None = None
+    """Of subscriptions that are to be compared: the view's checksum (`protocol.checksum`) at this place."""
 
 
 class Draining(ServerFrame, tag="server.draining"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from cloudsync.dev import ports
-from cloudsync.dev.progress import relay_progress
+from cloudsync.dev.progress import losses, relay_progress
 
 
 def test_the_relays_mode_and_what_waits(database: str) -> None:
@@ -30,3 +30,16 @@ def test_the_relays_mode_and_what_waits(database: str) -> None:
 def test_without_a_database() -> None:
     url = f"postgresql://postgres@127.0.0.1:{ports.free_port()}/nowhere"
     assert relay_progress(url) == "unknown: PostgreSQL does not answer"
+
+
+def test_losses(database: str) -> None:
+    assert losses(database) == "0 changes"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO cloudsync.losses (seen_by, process, events, detail, seen_at) VALUES"
+            " ('canary', 'gw', 1200, '{}', '2026-11-22 10:00:00Z'), "
+            " ('checksum', 'gw', 1, '{}', '2026-11-21Z')"
+        )
+    assert losses(database).startswith(
+        "1,201 changes (runbooks/events-lost.md), the last seen at 2026-11-22 "
+    )
