@@ -103,6 +103,8 @@ class Gateway:
         self._horizons = Horizons()
         self._canary_at_s: float | None = None
         self._canaries: CanaryWatch | None = None
+        self._watermark: Watermark | None = None
+        """That of the present registration."""
         self._checksums = Checksums(
             pool=self.pool,
             connections=self.connections,
@@ -321,6 +323,7 @@ class Gateway:
         self.subscriptions.directory = TopicDirectory(self._redis, keys, self.keyring, self.gateway_id)
         await self.subscriptions.register_all()
         self.subscriptions.restart(self.cursor)
+        self._watermark = None
         self._canaries = CanaryWatch(
             pool=self.pool,
             keyring=self.keyring,
@@ -359,6 +362,7 @@ class Gateway:
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above
+        self._watermark = watermark
         self._horizons.note(watermark.head, watermark.horizon)
         self.cursor = Cursor(
             self.keys.database_id,
