@@ -98,7 +98,10 @@ def process(world: World, gateway: int) -> ProcessStatus:
 
 def ready(gateway_url: str) -> bool:
     url = urlsplit(gateway_url)
-    answer = httpx.get(f"http://{url.hostname}:{url.port}/readyz", trust_env=False, timeout=20)
+    try:
+        answer = httpx.get(f"http://{url.hostname}:{url.port}/readyz", trust_env=False, timeout=20)
+    except httpx.TransportError:
+        return False
     return answer.status_code == 200
 
 
@@ -307,6 +310,7 @@ async def test_a_killed_gateway_costs_its_clients_nothing_but_a_replay(world: Wo
             await ann.equal()
             assert all(view.resets == [] and view.errors == [] for view in ann.views.values())
             assert not any(b'"snapshot"' in f for f in ann.frames)
+    await eventually_async(lambda: ready(world.platform.gateway_urls[0]), 60)  # the next test's, too
 
 
 @pytest.mark.parametrize("loss", ["stream", "token", "epoch"])
