@@ -144,6 +144,30 @@ def gateway() -> None:
 
 
 @app.command(rich_help_panel=_PROCESSES)
+def drain(
+    gateway: Annotated[str, typer.Argument(metavar="GATEWAY", help="Its id: CLOUDSYNC_GATEWAY_ID.")],
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for it.")] = 120.0,
+    redis_url: Annotated[
+        str | None,
+        typer.Option(
+            "--redis-url",
+            metavar="URL",
+            help="Else CLOUDSYNC_REDIS_EVENTS_URL, else that of the platform running in this folder.",
+        ),
+    ] = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Have a gateway send its clients elsewhere and end; returns when it has left."""
+    from cloudsync.dev import connections
+    from cloudsync.feeds.connection import connect
+    from cloudsync.registry.draining import drain_gateway
+
+    client = connect(connections.redis_url(redis_url, data))
+    took_s = drain_gateway(client, gateway, timeout_s=timeout)
+    typer.echo(f"{gateway} has left after {took_s:.1f} s.")
+
+
+@app.command(rich_help_panel=_PROCESSES)
 def api() -> None:
     """Serve the HTTP API."""
     from cloudsync.api import server

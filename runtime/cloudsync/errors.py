@@ -143,6 +143,12 @@ class ClientRefused(AccessError):
     code = "unknown_client"
 
 
+class TenantDisabled(AccessError):
+    """The tenant is disabled."""
+
+    code = "tenant_disabled"
+
+
 class SealBroken(CloudSyncError):
     """A sealed value could not be opened: wrong key, or altered, or moved from where it was written."""
 

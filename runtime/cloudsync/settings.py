@@ -104,6 +104,10 @@ class Settings(BaseSettings):
     gateway_port: Port = 8081
     cell: int = Field(default=1, ge=1, le=80)
     heartbeat_s: float = Field(default=20.0, gt=0)
+    ping_interval_s: float = Field(default=10.0, gt=0)
+    ping_timeout_s: float = Field(
+        default=18.0, gt=0, description="A slow client's pong comes behind a whole window of frames."
+    )
     hello_timeout_s: float = Field(default=10.0, gt=0)
     ack_timeout_s: float = Field(default=30.0, gt=0)
     window_frames: int = Field(default=256, ge=1)
@@ -119,11 +123,21 @@ class Settings(BaseSettings):
     batch_interval_s: float = Field(
         default=0.5, gt=0, description="How long events gather for subscriptions in `batch` mode."
     )
+    drain_s: float = Field(
+        default=10.0,
+        ge=0,
+        description="Over how long a leaving gateway closes its sockets; it may take 10 s more to end.",
+    )
     inbound_frame_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
     batch_bytes: int = Field(default=100 * 1000, ge=1024)
     subscriptions_per_connection: int = Field(default=100, ge=1)
     connections_per_user: int = Field(default=20, ge=1)
     connections_per_gateway: int = Field(default=12000, ge=1)
+    spool_bytes: int = Field(
+        default=1024 * 1024 * 1024,
+        ge=0,
+        description="Disk for snapshots that clients do not take at once; beyond it PostgreSQL waits.",
+    )
     snapshots_at_once: int = Field(default=4, ge=1, description="Snapshots and differentials together.")
     replay_bytes: int = Field(
         default=32 * 1024 * 1024,

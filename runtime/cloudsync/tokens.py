@@ -14,6 +14,10 @@ from cloudsync.settings import Settings
 
 RESERVED_TENANT: Final = "cloudsync:canary"
 """Of rows that the platform writes to watch itself; no token speaks for it."""
+KEYS_KEPT_S: Final = 3600
+"""So long are keys trusted that could not be fetched anew."""
+_RETRY_AFTER_S: Final = 10
+_UNREACHABLE: Final = (jwt.PyJWKClientConnectionError, OSError, json.JSONDecodeError)
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):
@@ -22,6 +26,36 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     tenant: str
     user: str
     expires_at: int
+
+
+class _KeySource(jwt.PyJWKClient):
+    """The published keys; those fetched last go on counting for an hour when they cannot be fetched.
+
+    No longer: whoever takes a key out of the set wants its tokens refused, and must not be kept from it for
+    ever by making the set unreachable.
+    """
+
+    _kept: jwt.PyJWKSet | None = None
+    _kept_since_s = 0.0
+    _retry_s = 0.0
+
+    def get_jwk_set(self, refresh: bool = False) -> jwt.PyJWKSet:
+        now_s = time.monotonic()
+        kept = self._kept if now_s - self._kept_since_s < KEYS_KEPT_S else None
+        try:
+            if kept is not None and now_s < self._retry_s:
+                # It failed just now: not every connection shall wait for the time-out, one behind the other.
+                raise jwt.PyJWKClientConnectionError
+            found = super().get_jwk_set(refresh)
+        except _UNREACHABLE:
+            if now_s >= self._retry_s:
+                self._retry_s = now_s + _RETRY_AFTER_S
+            if kept is None or refresh:
+                raise
+            return kept
+        if found is not self._kept:
+            self._kept, self._kept_since_s = found, now_s
+        return found
 
 
 class TokenVerifier:
@@ -35,7 +69,7 @@ class TokenVerifier:
         self._secret = settings.jwt_secret if settings.mode == "development" else ""
         self._jwks = (
             # The library's cache of single keys has no expiry: a key taken out of the set would live on.
-            jwt.PyJWKClient(settings.jwks_url, cache_keys=False, lifespan=300, timeout=5)
+            _KeySource(settings.jwks_url, cache_keys=False, lifespan=300, timeout=5)
             if settings.jwks_url
             else None
         )
@@ -97,7 +131,7 @@ class TokenVerifier:
             key_id = jwt.get_unverified_header(token).get("kid")
             try:
                 key = self._jwks.get_signing_key(key_id or "")
-            except (jwt.PyJWKClientConnectionError, OSError, json.JSONDecodeError):
+            except _UNREACHABLE:
                 raise KeysUnreachable(hint="Try again.") from None
             return key.key, ["RS256", "ES256"]
         return self._secret, ["HS256"]

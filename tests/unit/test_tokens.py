@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from cloudsync import tokens
 from cloudsync.errors import ConfigurationError, KeysUnreachable, TokenRefused
 from cloudsync.settings import Settings, load
 from cloudsync.tokens import Principal, TokenVerifier, development_token
@@ -262,6 +263,42 @@ def test_keys_that_cannot_be_fetched_say_nothing_about_the_token(
     keyset.status, keyset.body = 200, None
     keyset.publish(rsa_key, "r1")
     assert verifier.verify(token).user == "ada"
+
+
+def test_keys_that_were_fetched_survive_an_outage_of_their_server_for_an_hour(
+    keyset: KeySet, rsa_key: rsa.RSAPrivateKey
+) -> None:
+    keyset.publish(rsa_key, "r1")
+    verifier = TokenVerifier(load(jwks_url=keyset.url))
+    source: Any = verifier._jwks
+    token = jwt.encode(claims(), rsa_key, algorithm="RS256", headers={"kid": "r1"})
+    unknown = jwt.encode(claims(), rsa_key, algorithm="RS256", headers={"kid": "new"})
+    verifier.verify(token)
+    source.jwk_set_cache.lifespan = 0  # as if five minutes had passed
+    source._last_successful_fetch = None
+    keyset.status, fetches = 500, keyset.fetches
+    for _ in range(5):
+        assert verifier.verify(token).user == "ada"
+    assert keyset.fetches == fetches + 1  # it is not asked again for every token
+    with pytest.raises(KeysUnreachable):
+        verifier.verify(unknown)  # nobody can say whether its key was published meanwhile
+    source._kept_since_s -= tokens.KEYS_KEPT_S
+    with pytest.raises(KeysUnreachable):
+        verifier.verify(token)
+    keyset.status = 200
+    assert verifier.verify(token).user == "ada"
+
+
+def test_a_set_without_keys_is_an_answer_and_ends_all(keyset: KeySet, rsa_key: rsa.RSAPrivateKey) -> None:
+    keyset.publish(rsa_key, "r1")
+    verifier = TokenVerifier(load(jwks_url=keyset.url))
+    token = jwt.encode(claims(), rsa_key, algorithm="RS256", headers={"kid": "r1"})
+    verifier.verify(token)
+    keyset.keys.clear()
+    verifier._jwks.jwk_set_cache.lifespan = 0  # type: ignore[union-attr]  # as if five minutes had passed
+    with pytest.raises(TokenRefused) as refused:
+        verifier.verify(token)
+    assert not isinstance(refused.value, KeysUnreachable)
 
 
 def test_keys_of_a_server_that_is_gone_say_nothing_about_the_token(rsa_key: rsa.RSAPrivateKey) -> None:

@@ -20,6 +20,11 @@ def keyring_file(folder: Path) -> Path:
     return Path(os.environ.get("CLOUDSYNC_KEYRING_FILE") or state.require(folder).keyring_file)
 
 
+def redis_url(given: str | None, folder: Path) -> str:
+    """The URL of the Redis with feeds and registry. Raises NotRunning."""
+    return given or os.environ.get("CLOUDSYNC_REDIS_EVENTS_URL") or state.require(folder).redis_url
+
+
 def api_url(given: str | None, folder: Path) -> str:
     """The API's URL. Raises NotRunning."""
     url = given or os.environ.get("CLOUDSYNC_API_URL") or state.require(folder).api_url

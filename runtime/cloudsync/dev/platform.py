@@ -122,6 +122,7 @@ class Platform:
             "KEYRING_FILE": str(self._opened.keyring_file),
             "JWT_SECRET": self._opened.secret_file.read_text(),
             "LOG_FORMAT": "console",
+            "DRAIN_S": "1",
             "API_PORT": str(self._allocation.api),
             "CELLS": str(self.options.cells),
             "GATEWAY_URL_TEMPLATE": self._allocation.gateway_url_template,

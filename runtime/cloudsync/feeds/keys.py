@@ -20,6 +20,9 @@ REVOKED_CHANNEL: Final = "cs:revoked"
 REVOKED_CLIENTS: Final = "cs:revoked_clients"
 """Sorted set of client ids that were revoked lately, by the time at which they were."""
 
+DRAIN_CHANNEL: Final = "cs:drain"
+"""Ids of gateways that are to send their clients elsewhere and end."""
+
 CHANGES_PATTERN: Final = "cs:*:db_changes"
 
 
@@ -122,6 +125,9 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
 
     def hosted(self, gateway_id: str) -> str:
         return self._global(f"hosted:{gateway_id}")
+
+    def connected(self, gateway_id: str) -> str:
+        return self._global(f"connected:{gateway_id}")
 
     def clients(self, tenant_tag: str) -> str:
         return self._global(f"clients:{tenant_tag}")

@@ -209,6 +209,29 @@ return redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[4], '*',
 """
 )
 
+REGISTER: Final = (
+    _ALSO_WHEN_FULL
+    + """
+-- KEYS token   ARGV token ttl_ms
+-- Takes a gateway's id from whoever has it. 0 while its dead predecessor is being reaped.
+local holder = redis.call('GET', KEYS[1])
+if holder and string.sub(holder, 1, 7) == 'reaper:' then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+)
+
+DISCONNECT: Final = (
+    _ALSO_WHEN_FULL
+    + """
+-- KEYS clients connected   ARGV client gateway member
+-- A client is gone from a gateway; its entry stays if another gateway has written it meanwhile.
+local entry = redis.call('HGET', KEYS[1], ARGV[1])
+if entry and cjson.decode(entry).gateway == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+return redis.call('SREM', KEYS[2], ARGV[3])
+"""
+)
+
 BEAT: Final = (
     _ALSO_WHEN_FULL
     + """

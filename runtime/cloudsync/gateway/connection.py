@@ -241,18 +241,24 @@ class Connection:
             self._pressed.discard(subscription)
         subscription.start_over()
 
-    async def room(self) -> bool:
-        """Wait until half of what may be queued is free: how a snapshot keeps to the client's pace.
+    @property
+    def has_room(self) -> bool:
+        """Whether half of what may be queued is free."""
+        return self._waiting_bytes <= self._settings.backlog_bytes // 2
 
-        False if the connection is closed. While a snapshot waits it keeps its place, its pooled connection
-        and its transaction, so a client that takes nothing for too long is closed as slow.
+    async def room(self, *, within_s: float | None = _STALL_S) -> bool:
+        """Wait until there is room: how a snapshot keeps to the client's pace.
+
+        False if the connection is closed. Whoever holds a transaction meanwhile names a time: a client that
+        takes nothing for so long is closed as slow. Without it, that it must acknowledge bounds the wait.
         """
-        deadline_s = time.monotonic() + _STALL_S
-        while self.close_code is None and self._waiting_bytes > self._settings.backlog_bytes // 2:
+        deadline_s = None if within_s is None else time.monotonic() + within_s
+        while self.close_code is None and not self.has_room:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._room], timeout=max(0.0, deadline_s - time.monotonic()))
-            if time.monotonic() >= deadline_s:
+            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            await asyncio.wait([self._room], timeout=left_s)
+            if deadline_s is not None and time.monotonic() >= deadline_s:
                 self.close(Close.SLOW, Error("limit_reached", "The snapshot was not taken in time."))
         return self.close_code is None
 
@@ -369,7 +375,7 @@ class Connection:
             elif not self._send_ordered():
                 break
             self._latest_turn = not self._latest_turn
-        if self._waiting_bytes <= self._settings.backlog_bytes // 2:
+        if self.has_room:
             self._wake_room()
 
     def _send_ordered(self) -> bool:

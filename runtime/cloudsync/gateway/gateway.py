@@ -16,7 +16,6 @@ from typing import Any, Final
 import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cloudsync import logs
@@ -25,10 +24,12 @@ from cloudsync.audit.receipts import Receipts
 from cloudsync.audit.records import CONNECTED, Record
 from cloudsync.errors import ClientRefused, SealBroken
 from cloudsync.feeds.connection import connect_async, text_of
-from cloudsync.feeds.keys import REVOKED_CHANNEL, Keys, epoch_key
+from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.checksums import Checksums
+from cloudsync.gateway.commands import watch
 from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.drain import drain
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
@@ -39,7 +40,7 @@ from cloudsync.lifetime import until_one_fails
 from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.messages import Draining, Error, Heartbeat, Hello
+from cloudsync.protocol.messages import Error, Heartbeat, Hello
 from cloudsync.registry import clients
 from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.gateways import GatewayRegistration
@@ -56,7 +57,6 @@ _UPKEEP_EVERY_S: Final = 1.0
 _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
 _TELL_WITHIN_S: Final = 3.0
-_DRAIN_SPREAD_MS: Final = 3000
 
 _log = logs.get("gateway")
 
@@ -75,6 +75,8 @@ class Gateway:
         self.connections: set[Connection] = set()
         self.users: dict[tuple[str, str], int] = {}
         self.draining = False
+        self.drain_asked = asyncio.Event()
+        """Set when somebody wants this gateway to leave: whoever runs it drains it and ends it."""
         self.degraded = False
         self.journal: Journal | None = open_journal(settings, keyring, role="gateway")
         self._receipts = Receipts(keyring.sealer(), gateway_id) if settings.audit_enabled else None
@@ -126,8 +128,13 @@ class Gateway:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_registered())
                 tasks.create_task(self._tend_connections())
-                tasks.create_task(self._watch_revocations())
                 tasks.create_task(self._checksums.run())
+                tasks.create_task(
+                    watch(
+                        self.settings.redis_events_url,
+                        {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
+                    )
+                )
                 if self.journal is not None:
                     tasks.create_task(self.journal.run())
         finally:
@@ -168,7 +175,7 @@ class Gateway:
         """A hello was accepted."""
         principal, client_id = connection.principal, connection.client_id
         if principal is not None and client_id is not None and self.registry is not None:
-            self.registry.connected(principal, client_id)
+            self.registry.connected(connection, principal, client_id)
         self.note(CONNECTED, principal, client_id)
 
     def left(self, connection: Connection) -> None:
@@ -176,15 +183,15 @@ class Gateway:
         connection.gone()
         self.connections.discard(connection)
         self.subscriptions.forget(connection)
-        principal, client_id = connection.principal, connection.client_id
+        principal = connection.principal
         if principal is None:
             return
         place = (principal.tenant, principal.user)
         self.users[place] -= 1
         if not self.users[place]:
             del self.users[place]
-        if client_id is not None and self.registry is not None:
-            self.registry.disconnected(principal, client_id)
+        if self.registry is not None:
+            self.registry.disconnected(connection)
 
     def seal_for(self, connection: Connection, cursor: Cursor | None) -> str | None:
         """A cursor as text for this connection's client."""
@@ -241,15 +248,10 @@ class Gateway:
             self.journal.note(Record(kind=kind, tenant=tenant, user=user, client=client_id, outcome=outcome))
 
     async def drain(self) -> None:
-        """Send every client elsewhere: told first, each with a delay of its own, then closed in batches."""
+        """Take nobody in any more, and send every client elsewhere."""
         self.draining = True
-        leaving = list(self.connections)
-        for start in range(0, len(leaving), 200):
-            for connection in leaving[start : start + 200]:
-                if connection.live:
-                    connection.control(Draining(random.randrange(_DRAIN_SPREAD_MS)))  # noqa: S311 - jitter
-                connection.close(Close.DRAINING)
-            await asyncio.sleep(0)
+        _log.info("draining", connections=len(self.connections))
+        await drain(lambda: self.connections, period_s=self.settings.drain_s)
 
     # Registration
 
@@ -313,6 +315,9 @@ class Gateway:
             self._receipts,
         )  # fmt: skip
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
+        for connection in self.connections:
+            if connection.live and connection.principal is not None and connection.client_id is not None:
+                self.registry.connected(connection, connection.principal, connection.client_id)
         self.subscriptions.resumption.replayer = Replayer(
             self._redis,
             keys,
@@ -430,23 +435,11 @@ class Gateway:
         cursor = self.seal_for(connection, connection.cursor_sent)
         connection.control(Heartbeat(cursor, self.lag_ms, expires_in, self.degraded, sums))
 
-    async def _watch_revocations(self) -> None:
-        while True:
-            client: Redis = connect_async(self.settings.redis_events_url)
-            try:
-                async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(REVOKED_CHANNEL)
-                    while True:
-                        message: Any = await pubsub.get_message(timeout=5)
-                        if message is not None:
-                            self._revoke(message["data"].decode())
-            except (RedisError, OSError):
-                await asyncio.sleep(_RETRY_S)
-            finally:
-                with contextlib.suppress(RedisError, OSError):
-                    await client.aclose()
-
     def _revoke(self, client_id: str) -> None:
         for connection in list(self.connections):
             if connection.client_id == client_id:
                 connection.close(Close.CLIENT_REVOKED, Error("unknown_client", "This client was revoked."))
+
+    def _asked_to_drain(self, gateway_id: str) -> None:
+        if gateway_id == self.gateway_id:
+            self.drain_asked.set()

@@ -12,7 +12,14 @@ from psycopg_pool import PoolTimeout
 
 from cloudsync import logs
 from cloudsync.audit.records import CLIENT_REFUSED, TOKEN_REFUSED
-from cloudsync.errors import ClientRefused, KeysUnreachable, LimitReached, RequestError, TokenRefused
+from cloudsync.errors import (
+    ClientRefused,
+    KeysUnreachable,
+    LimitReached,
+    RequestError,
+    TenantDisabled,
+    TokenRefused,
+)
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.replay import Resumed
@@ -20,7 +27,7 @@ from cloudsync.gateway.subscriptions import NotConnected
 from cloudsync.gateway.transport import Message
 from cloudsync.metrics.definitions import RESUMPTIONS
 from cloudsync.metrics.recorder import recorder
-from cloudsync.protocol.codes import Close
+from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.protocol.messages import (
     BEARER_PREFIX,
     SUBPROTOCOL,
@@ -38,6 +45,7 @@ from cloudsync.protocol.messages import (
     decode_client_frame,
 )
 from cloudsync.protocol.window import BadAck
+from cloudsync.sharding import cell_of
 from cloudsync.tokens import Principal, TokenVerifier
 
 Receive = Callable[[], Awaitable[Message]]
@@ -97,6 +105,9 @@ class WebSocketHandler:
             gateway.note(TOKEN_REFUSED, outcome=error.code)
             connection.close(_close_for(error), Error(error.code, str(error)))
             return False
+        if cell_of(principal.user, gateway.settings.cells) != gateway.settings.cell:
+            connection.close(Close.MOVED, Error("wrong_cell", CLOSE_MEANINGS[Close.MOVED]))
+            return False
         if len(gateway.connections) > gateway.settings.connections_per_gateway:
             error_frame = Error("limit_reached", "This gateway has all the connections that it may have.")
             connection.close(Close.TOO_MANY_CONNECTIONS, error_frame)
@@ -118,6 +129,10 @@ class WebSocketHandler:
         except ClientRefused as refusal:
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
+            return False
+        except TenantDisabled as refusal:
+            gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], TenantDisabled.code)
+            connection.close(Close.TENANT_DISABLED, Error(TenantDisabled.code, str(refusal)))
             return False
         except (psycopg.Error, PoolTimeout):
             connection.close(

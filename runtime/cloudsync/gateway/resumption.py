@@ -19,6 +19,7 @@ from cloudsync.events import DROP, SCHEMA, TRUNCATE
 from cloudsync.feeds.history import RangeGone
 from cloudsync.gateway.hub import Hub, Subscription
 from cloudsync.gateway.replay import ENDING, Replayer
+from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.protocol.frames import Body, Verdict, batches, departure_text, project_text, snapshot_text
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor
@@ -47,11 +48,13 @@ class Resumption:
         hub: Hub,
         pool: AsyncConnectionPool[AsyncConnection[Any]],
         places: asyncio.Semaphore,
+        spool_space: SpoolSpace,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._pool = pool
         self._places = places
+        self._spool_space = spool_space
         self.replayer: Replayer | None = None
         """The feeds of the current registration."""
 
@@ -99,21 +102,26 @@ class Resumption:
         principal = connection.principal
         if principal is None:
             return Outcome.LIVE
-        async with (
-            self._places,
-            self._pool.connection(timeout=30) as database,
-            open_differential(
-                database, principal, table, subscription.topic.where, since.horizon
-            ) as differential,
-        ):
-            if differential.table_event is not None:
-                return Outcome(differential.table_event)
-            subscription.show(differential.visibility)
-            async for page in differential.pages:
-                for body in batches(_texts(subscription, page), limit_bytes=self._settings.batch_bytes):
-                    connection.push(subscription.sub, body)
-                if not await connection.room():
-                    return Outcome.LIVE
+        sender = PacedSender(connection, subscription.sub, self._spool_space)
+        try:
+            async with (
+                self._places,
+                self._pool.connection(timeout=30) as database,
+                open_differential(
+                    database, principal, table, subscription.topic.where, since.horizon
+                ) as differential,
+            ):
+                if differential.table_event is not None:
+                    return Outcome(differential.table_event)
+                subscription.show(differential.visibility)
+                async for page in differential.pages:
+                    for body in batches(_texts(subscription, page), limit_bytes=self._settings.batch_bytes):
+                        if not await sender.send(body):
+                            return Outcome.LIVE
+            if not await sender.finish():
+                return Outcome.LIVE  # closed, as above
+        finally:
+            sender.close()
         connection.push(subscription.sub, _ending())
         self._hub.deliver(subscription, subscription.release())
         connection.release(subscription)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse
 
 from cloudsync import __version__, logs
 from cloudsync.errors import PortInUse
+from cloudsync.gateway.drain import close_all
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
 from cloudsync.keyring import Keyring
@@ -75,10 +77,13 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Raises PortInUse."""
+    """Serve until SIGTERM, SIGINT or `cloudsync drain`, then drain; a second signal ends at once.
+
+    Raises PortInUse.
+    """
     settings.require("postgres_url", "redis_events_url", "keyring_file")
     assert settings.keyring_file is not None  # noqa: S101 - required above
-    listener = _listen(settings.gateway_host, settings.gateway_port)
+    listener = _listen(settings)
     gateway_id = settings.gateway_id or f"{socket.gethostname()}-{listener.getsockname()[1]}"
     gateway = Gateway(settings, Keyring.load(settings.keyring_file), gateway_id)
     server = _Server(
@@ -87,8 +92,8 @@ async def serve(settings: Settings) -> None:
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=settings.inbound_frame_bytes,
-            ws_ping_interval=20.0,
-            ws_ping_timeout=20.0,
+            ws_ping_interval=settings.ping_interval_s,
+            ws_ping_timeout=settings.ping_timeout_s,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -98,26 +103,40 @@ async def serve(settings: Settings) -> None:
     emitter.start(settings, "gateway")
     watch_loop()
     keep_heap()
-    stopping = asyncio.Event()
+    stopping, at_once = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
     running = loop.create_task(gateway.run())
     serving = loop.create_task(server.serve(sockets=[listener]))
-    asked = loop.create_task(stopping.wait())
-    await asyncio.wait({running, serving, asked}, return_when=asyncio.FIRST_COMPLETED)
-    asked.cancel()
-    await gateway.drain()
+    asked = {loop.create_task(stopping.wait()), loop.create_task(gateway.drain_asked.wait())}
+    await asyncio.wait({running, serving, *asked}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.set()  # also if it was asked through Redis: a signal now means at once
+    hurry = loop.create_task(at_once.wait())
+    draining = loop.create_task(gateway.drain())
+    await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+    if at_once.is_set():
+        draining.cancel()
+        close_all(lambda: gateway.connections)
+        server.force_exit = True
     server.should_exit = True
     await serving
+    for task in (*asked, hurry):
+        task.cancel()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(settings: Settings) -> socket.socket:
+    host, port = settings.gateway_host, settings.gateway_port
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":
+        # Accepted sockets take it over. A peer that takes nothing for as long as a pong may take is gone;
+        # else a socket that is closed with frames unsent would live on until the kernel gives them up.
+        lost_ms = int((settings.ping_interval_s + settings.ping_timeout_s) * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, lost_ms)
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -27,8 +28,9 @@ from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
 from cloudsync.gateway.replay import Interrupted
 from cloudsync.gateway.resumption import Outcome, Resumption
+from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.keyring import Keyring
-from cloudsync.protocol.frames import Verdict, batches, project_text, single, snapshot_text
+from cloudsync.protocol.frames import Verdict, batches, gone_text, project_text, single, snapshot_text
 from cloudsync.protocol.messages import (
     Error,
     HeldSubscription,
@@ -41,7 +43,6 @@ from cloudsync.protocol.messages import (
 )
 from cloudsync.registry.topics import TopicDirectory, make_topic
 from cloudsync.settings import Settings
-from cloudsync.sharding import key_text
 from cloudsync.sync.catalog import Catalog, CatalogTable, TableColumn
 from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
@@ -89,7 +90,10 @@ class Subscriptions:
         self._journal = journal
         self._catalog = Catalog()
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
-        self.resumption = Resumption(settings=settings, hub=hub, pool=pool, places=self._snapshots)
+        self._spool_space = SpoolSpace(settings.spool_bytes)
+        self.resumption = Resumption(
+            settings=settings, hub=hub, pool=pool, places=self._snapshots, spool_space=self._spool_space
+        )
         self._unsettled: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
@@ -291,7 +295,7 @@ class Subscriptions:
             await self.load_catalog()
         table = self._catalog.find(request.table)
         columns = canonical_columns(table, request.columns)
-        where = await plain_where(table, request.where)
+        where = plain_where(table, request.where)
         if where is None:
             async with self._pool.connection(timeout=5) as database:
                 where = await canonical_where(database, table, request.where)
@@ -307,8 +311,7 @@ class Subscriptions:
         """Steps (b) to (e) for a subscription that holds."""
         try:
             await self._register(self._hub.topic(subscription.topic))  # (b)
-            async with self._snapshots:
-                await self._snapshot(subscription, send=with_snapshot)  # (c), (d)
+            await self._snapshot(subscription, send=with_snapshot)  # (c), (d)
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up(subscription, error)
             return
@@ -325,31 +328,37 @@ class Subscriptions:
         connection, table = subscription.connection, subscription.table
         if connection.principal is None:
             return
-        async with (
-            self._pool.connection(timeout=30) as database,
-            open_snapshot(database, connection.principal, table, subscription.topic.where) as snapshot,
-        ):
-            subscription.show(snapshot.visibility)
-            if not send:
-                return
-            count = 0
-            async for rows in snapshot.pages:
-                count += len(rows)
-                for body in batches(_rows(table, subscription, rows), limit_bytes=self._settings.batch_bytes):
-                    connection.push(subscription.sub, body)
-                if not await connection.room():
+        sender = PacedSender(connection, subscription.sub, self._spool_space)
+        count, limit_bytes = 0, self._settings.batch_bytes
+        try:
+            async with (
+                self._snapshots,
+                self._pool.connection(timeout=30) as database,
+                open_snapshot(database, connection.principal, table, subscription.topic.where) as snapshot,
+            ):
+                subscription.show(snapshot.visibility)
+                if not send:
                     return
-            ending = f',"snapshot":true,"last":true,"count":{count}'
-            for body in batches((), limit_bytes=self._settings.batch_bytes, ending=ending):
-                connection.push(subscription.sub, body)
+                async for rows in snapshot.pages:
+                    count += len(rows)
+                    for body in batches(_rows(table, subscription, rows), limit_bytes=limit_bytes):
+                        if not await sender.send(body):
+                            return
+            if not await sender.finish():  # place and transaction are given back: it may take its time
+                return
+        finally:
+            sender.close()
+        ending = f',"snapshot":true,"last":true,"count":{count}'
+        for body in batches((), limit_bytes=limit_bytes, ending=ending):
+            connection.push(subscription.sub, body)
 
     async def _refetch(self, subscription: Subscription, request: Refetch) -> None:
         connection, table = subscription.connection, subscription.table
-        if connection.principal is None or subscription.held is not None:
+        if connection.principal is None or (subscription.held is not None and subscription.since is None):
             return  # the snapshot under way brings the row
-        key = key_text([request.key[name] for name in table.key])
+        key = msgspec.json.encode(request.key).decode()
+        rows: list[SnapshotRow] = []
         try:
-            rows: list[SnapshotRow] = []
             async with (
                 self._pool.connection(timeout=5) as database,
                 open_snapshot(
@@ -358,12 +367,15 @@ class Subscriptions:
             ):
                 async for page in snapshot.pages:
                     rows += page
+        except psycopg.DataError:
+            pass  # no row has a key that is not of the key's type
         except (psycopg.Error, PoolTimeout) as error:
             connection.control(_error(error, request.sub))
             return
         subscription.told = None  # the row may be newer than what has been told
-        # A row that is not there any more needs no answer: its departure is on its way.
-        for verdict, text in _rows(table, subscription, rows):
+        # Gone, hidden, or no longer in the view: the answer is the same, and names no version.
+        answers = _rows(table, subscription, rows) or [("delete", gone_text(table.name, key))]
+        for verdict, text in answers:
             connection.push(subscription.sub, single(verdict, text))
 
     def _note_refusal(self, connection: Connection, request: Subscribe, code: str) -> None:

@@ -50,6 +50,8 @@ ERROR_MEANINGS: Final[dict[str, str]] = {
     "hello_expected": "The first frame must be `hello`.",
     "bad_token": "The token is missing, malformed, expired or not for this platform.",
     "unknown_client": "The client id is unknown, another user's, or revoked.",
+    "tenant_disabled": "The tenant is disabled.",
+    "wrong_cell": "The user belongs to another cell; ask /v1/endpoint again.",
     "unknown_table": "There is no such table, it is not tracked, or you may not read it.",
     "unknown_column": "There is no such column in the table.",
     "bad_filter": "The where-clause does not fit the column it filters.",

@@ -125,6 +125,11 @@ def departure_text(table: str, key: str, version: int) -> str:
     return f'"table":{_name(table)},"key":{key},"version":{version}'
 
 
+def gone_text(table: str, key: str) -> str:
+    """What answers a `refetch` of a row that is not to be seen (any more), as a `data.delete`'s fields."""
+    return f'"table":{_name(table)},"key":{key},"version":0'
+
+
 def project_text(row: str, columns: tuple[str, ...] | None) -> str:
     return row if columns is None else _project(row.encode(), columns)
 

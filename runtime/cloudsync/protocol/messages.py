@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -15,7 +15,8 @@ BEARER_PREFIX: Final = "bearer."
 Mode = Literal["every", "latest", "batch"]
 Outcome = Literal["applied", "merged", "superseded", "conflict", "already_applied"]
 Where = dict[str, Any]
-Identifier = str
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+"""What a client calls a subscription: it comes back with every delivery."""
 
 
 class ClientFrame(msgspec.Struct, tag_field="type", omit_defaults=True, gc=False):
@@ -25,7 +26,7 @@ class ClientFrame(msgspec.Struct, tag_field="type", omit_defaults=True, gc=False
 class HeldSubscription(msgspec.Struct, omit_defaults=True, gc=False):
     """A subscription that the cursor of a `hello` covers."""
 
-    id: str
+    id: Identifier
     table: str
     where: Where | None = None
     columns: list[str] | None = None
@@ -40,7 +41,7 @@ class Hello(ClientFrame, tag="hello"):
 
 
 class Subscribe(ClientFrame, tag="subscribe"):
-    id: str
+    id: Identifier
     table: str
     where: Where | None = None
     columns: list[str] | None = None

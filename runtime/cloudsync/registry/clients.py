@@ -16,7 +16,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from cloudsync.errors import ClientRefused, LimitReached
+from cloudsync.errors import ClientRefused, LimitReached, TenantDisabled
 from cloudsync.tokens import Principal
 
 CLIENTS_PER_USER: Final = 100
@@ -98,18 +98,27 @@ async def revoke(conn: AsyncConnection[Any], principal: Principal, client_id: st
 
 
 async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> None:
-    """Let the principal's own live client pass. Raises ClientRefused, the same for every other reason."""
-    if _FORM.match(client_id):
-        cursor = await conn.execute(
-            """
-            SELECT FROM cloudsync.clients
-            WHERE client_id = %s AND tenant_id = %s AND user_id = %s AND revoked_at IS NULL
-            """,
-            (client_id, principal.tenant, principal.user),
-        )
-        if cursor.rowcount == 1:
-            return
-    raise ClientRefused
+    """Let the principal's own live client pass.
+
+    Raises TenantDisabled, or ClientRefused, the same for every other reason.
+    """
+    if not _FORM.match(client_id):
+        raise ClientRefused
+    cursor = await conn.execute(
+        """
+        SELECT EXISTS (SELECT FROM cloudsync.clients
+                       WHERE client_id = %(client)s AND tenant_id = %(tenant)s AND user_id = %(user)s
+                         AND revoked_at IS NULL),
+               EXISTS (SELECT FROM cloudsync.tenants WHERE id = %(tenant)s AND status <> 'active')
+        """,
+        {"client": client_id, "tenant": principal.tenant, "user": principal.user},
+    )
+    row = await cursor.fetchone()
+    known, disabled = row if row is not None else (False, False)
+    if disabled:
+        raise TenantDisabled
+    if not known:
+        raise ClientRefused
 
 
 async def seen(conn: AsyncConnection[Any], ids: Iterable[str]) -> None:

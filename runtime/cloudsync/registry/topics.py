@@ -73,8 +73,17 @@ class TopicDirectory:
 
     def _names(self, topic: Topic) -> tuple[list[str], str]:
         tag = tenant_tag(self._keyring, topic.tenant)
-        k = self._keys
-        return [k.topics(tag), k.topic(topic.id), k.hosted(self._gateway_id), k.registry], tag
+        return _hosting_keys(self._keys, self._gateway_id, tag, topic.id), tag
+
+
+def queue_unhost(pipeline: Any, keys: Keys, gateway_id: str, tag: str, topic_id: str) -> None:
+    """Take one topic of a gateway back, whoever it is that says so (a reaper, a successor)."""
+    names = _hosting_keys(keys, gateway_id, tag, topic_id)
+    pipeline.eval(UNHOST, len(names), *names, topic_id, gateway_id, tag, _LOG_LENGTH)
+
+
+def _hosting_keys(keys: Keys, gateway_id: str, tag: str, topic_id: str) -> list[str]:
+    return [keys.topics(tag), keys.topic(topic_id), keys.hosted(gateway_id), keys.registry]
 
 
 class HostedTopic(msgspec.Struct, gc=False):

@@ -60,7 +60,7 @@ async def open_snapshot(
     where: tuple[Condition, ...],
     key: str | None = None,
 ) -> AsyncIterator[Snapshot]:
-    """Open a snapshot in a transaction of its own; with `key` (a key text) of that row alone."""
+    """Open a snapshot in a transaction of its own; with `key` (a JSON object) of that row alone."""
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         await assume(connection, principal)
@@ -92,13 +92,16 @@ async def _pages(
     connection: AsyncConnection[Any], table: CatalogTable, where: tuple[Condition, ...], key: str | None
 ) -> AsyncGenerator[list[SnapshotRow], None]:
     condition, parameters = where_sql(table, where)
-    key_text = expression(table.key_text_expression)
+    wanted = sql.SQL("")
     if key is not None:
-        condition = sql.SQL("{} AND {} = %s").format(condition, key_text)
-        parameters = [*parameters, key]
-    query = sql.SQL("SELECT {columns} FROM {table} AS t WHERE {condition}").format(
+        wanted = sql.SQL("(SELECT %s::text::jsonb AS key) AS k JOIN")
+        condition = sql.SQL("{} WHERE {}").format(expression(table.key_condition, key="k.key"), condition)
+        parameters = [key, *parameters]
+    query = sql.SQL("SELECT {columns} FROM {wanted} {table} AS t {on} {condition}").format(
         columns=row_columns(table),
+        wanted=wanted,
         table=sql.Identifier(table.schema_name, table.table_name),
+        on=sql.SQL("WHERE" if key is None else "ON"),
         condition=condition,
     )
     async with connection.cursor(name="snapshot") as cursor:

@@ -29,31 +29,73 @@ async def canonical_where(
     """
     if not where:
         return ()
-    async with connection.transaction():
-        await connection.execute("SET LOCAL ROLE cloudsync_client")
-        return await _conditions(connection, table, where)
+    wanted = _wanted(table, where)
+    asked = [each for each in wanted if each.by_server]
+    if asked:
+        try:
+            forms = await _forms(connection, asked)
+        except _MISFITS:
+            for each in asked:  # once more, one by one: which is it?
+                try:
+                    await _forms(connection, [each])
+                except psycopg.DataError:
+                    raise BadFilter(
+                        f"The operand of {each.column.name!r} is not a value of its type {each.column.type}."
+                    ) from None
+                except psycopg.errors.InsufficientPrivilege:
+                    raise BadFilter(
+                        f"{each.column.name!r} is of type {each.column.type}, which clients may not use.",
+                        hint="Its schema's owner can: GRANT USAGE ON SCHEMA … TO cloudsync_client.",
+                    ) from None
+            raise
+        for each, operands in zip(asked, forms, strict=True):
+            each.operands = operands
+    return _in_order(wanted)
 
 
-async def plain_where(table: CatalogTable, where: dict[str, Any] | None) -> tuple[Condition, ...] | None:
+def plain_where(table: CatalogTable, where: dict[str, Any] | None) -> tuple[Condition, ...] | None:
     """As `canonical_where`, without PostgreSQL; None if an operand cannot be brought into its form here.
 
     What most filters compare (integers, text, uuids, booleans) can be: so clients that come back to a gateway
     that was just started cost the database nothing. Raises as `canonical_where`.
     """
-    try:
-        return await _conditions(None, table, where or {})
-    except _PostgresKnows:
-        return None
+    wanted = _wanted(table, where or {})
+    return None if any(each.by_server for each in wanted) else _in_order(wanted)
 
 
-class _PostgresKnows(Exception):
-    """Only PostgreSQL can bring this operand into its form."""
+def _in_order(wanted: list[_Wanted]) -> tuple[Condition, ...]:
+    conditions = [each.condition() for each in wanted]
+    return tuple(sorted(conditions, key=lambda c: (c.column, c.operator, repr(c.operand))))
 
 
-async def _conditions(
-    connection: AsyncConnection[Any] | None, table: CatalogTable, where: dict[str, Any]
-) -> tuple[Condition, ...]:
-    conditions = []
+class _Wanted:
+    """One condition on its way to its canonical form."""
+
+    def __init__(self, column: TableColumn, operator: str, operand: Any) -> None:
+        self.column = column
+        self.operator = operator
+        self.by_server = False
+        """Whether PostgreSQL must bring the operands into their form: until then they are texts."""
+        self.operands: list[Any] = []
+        if operator == "is_null":
+            self.operands = [operand]
+            return
+        if operand is None:
+            raise BadFilter(
+                f"`{operator}` on {column.name!r} cannot compare with null.", hint="Use `is_null`."
+            )
+        values = [v for v in (operand if operator == "in" else [operand]) if v is not None]
+        forms = [_local_form(column, value) for value in values]
+        self.by_server = any(by_server for _, by_server in forms)
+        self.operands = [_text_of(column, v) for v in values] if self.by_server else [f for f, _ in forms]
+
+    def condition(self) -> Condition:
+        operand = sorted(set(self.operands), key=repr) if self.operator == "in" else self.operands[0]
+        return Condition(self.column.name, self.operator, operand, self.column.kind)
+
+
+def _wanted(table: CatalogTable, where: dict[str, Any]) -> list[_Wanted]:
+    found = []
     for name, wanted in where.items():
         column = table.columns.get(name)
         if column is None:
@@ -65,11 +107,31 @@ async def _conditions(
             raise BadFilter(f"The condition on {name!r} is empty.")
         for operator, operand in operators.items():
             _check_operator(table, column, operator, operand)
-            canonical = await _canonical(connection, column, operator, operand)
-            conditions.append(Condition(name, operator, canonical, column.kind))
-    if len(conditions) > _MAX_CONDITIONS:
+            found.append(_Wanted(column, operator, operand))
+    if len(found) > _MAX_CONDITIONS:
         raise BadFilter(f"A where-clause may have {_MAX_CONDITIONS} conditions at most.")
-    return tuple(sorted(conditions, key=lambda c: (c.column, c.operator, repr(c.operand))))
+    return found
+
+
+async def _forms(connection: AsyncConnection[Any], asked: list[_Wanted]) -> list[list[Any]]:
+    """The operands of all conditions as PostgreSQL writes them, in one statement. Raises psycopg errors."""
+    columns = []
+    for each in asked:
+        form = _CANONICAL.get(each.column.kind, "to_jsonb(o.value::{})")
+        cast = sql.SQL(each.column.base_type)  # from format_type(), not from a user
+        columns.append(
+            sql.SQL(
+                "(SELECT jsonb_agg({} ORDER BY o.number)"
+                " FROM unnest(%s::text[]) WITH ORDINALITY AS o(value, number))"
+            ).format(sql.SQL(form).format(cast))
+        )
+    async with connection.transaction():
+        await connection.execute("SET LOCAL ROLE cloudsync_client")
+        cursor = await connection.execute(
+            sql.SQL("SELECT {}").format(sql.SQL(", ").join(columns)), [each.operands for each in asked]
+        )
+        row = await cursor.fetchone()
+    return list(row) if row is not None else []
 
 
 def canonical_columns(table: CatalogTable, columns: list[str] | None) -> tuple[str, ...] | None:
@@ -109,11 +171,12 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
 
 
 # Floats as text: as JSON, 1e300 would become an integer of 301 digits, which no frame can carry.
-_CANONICAL: Final = {"numeric": "trim_scale(%s::text::numeric)::text", "float": "(%s::text::{})::text"}
 _INTEGERS: Final = {"smallint": 15, "integer": 31, "bigint": 63}
 """Integer types and the bits beside their sign."""
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_CANONICAL: Final = {"numeric": "trim_scale(o.value::numeric)::text", "float": "(o.value::{})::text"}
+_MISFITS: Final = (psycopg.DataError, psycopg.errors.InsufficientPrivilege)
 _SQL_OPERATORS: Final = {"eq": "=", "ne": "<>", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
 
@@ -146,52 +209,24 @@ def _check_operator(table: CatalogTable, column: TableColumn, operator: str, ope
         raise BadFilter(f"`in` on {column.name!r} takes a list of {_MAX_OPERANDS} values at most.")
 
 
-async def _canonical(
-    connection: AsyncConnection[Any] | None, column: TableColumn, operator: str, operand: Any
-) -> Any:
-    if operator == "is_null":
-        return operand
-    if operator == "in":
-        values = [await _operand(connection, column, value) for value in operand if value is not None]
-        return sorted(set(values), key=repr)
-    if operand is None:
-        raise BadFilter(f"`{operator}` on {column.name!r} cannot compare with null.", hint="Use `is_null`.")
-    return await _operand(connection, column, operand)
-
-
-async def _operand(connection: AsyncConnection[Any] | None, column: TableColumn, value: Any) -> Any:
+def _local_form(column: TableColumn, value: Any) -> tuple[Any, bool]:
+    """An operand in its form, or as a text that PostgreSQL is to bring there (then True)."""
     text = _text_of(column, value)
     if column.kind in ("text", "padded"):
-        return text
+        return text, False
     if column.base_type == "boolean":
-        return value
+        return value, False
     if column.base_type == "bytea":
         try:
-            return base64.b64encode(base64.b64decode(text, validate=True)).decode()
+            return base64.b64encode(base64.b64decode(text, validate=True)).decode(), False
         except (binascii.Error, ValueError):
             raise BadFilter(f"{column.name!r} is bytea: its operand must be base64.") from None
     size = _INTEGERS.get(column.base_type)
     if size is not None and _INTEGER.fullmatch(text) and -(1 << size) <= int(text) < 1 << size:
-        return int(text)
+        return int(text), False
     if column.base_type == "uuid" and _UUID.fullmatch(text):
-        return text
-    if connection is None:
-        raise _PostgresKnows
-    form = _CANONICAL.get(column.kind, "to_jsonb(%s::text::{})")
-    cast = sql.SQL(column.base_type)  # from format_type(), not from a user
-    try:
-        # A savepoint, so that a value which does not fit leaves the caller's transaction usable.
-        async with connection.transaction():
-            cursor = await connection.execute(sql.SQL("SELECT " + form).format(cast), (text,))
-            row = await cursor.fetchone()
-    except psycopg.DataError:
-        raise BadFilter(f"The operand of {column.name!r} is not a value of its type {column.type}.") from None
-    except psycopg.errors.InsufficientPrivilege:
-        raise BadFilter(
-            f"{column.name!r} is of type {column.type}, which clients may not use.",
-            hint="The owner of the type's schema can: GRANT USAGE ON SCHEMA … TO cloudsync_client.",
-        ) from None
-    return row[0] if row else None
+        return text, False
+    return text, True
 
 
 def _text_of(column: TableColumn, value: Any) -> str:

@@ -282,10 +282,42 @@ async def test_refetch_answers_with_the_row(world: World, table: str) -> None:
         {"id": 1.5},
         {"id": 999},
     ):
+        before = len(watcher.frames)
         await watcher.send({"type": "refetch", "sub": "s", "key": key})
+        await watcher.until(lambda n=before: len(watcher.frames) > n)
+        gone = json.loads(watcher.frames[-1])
+        assert (gone["type"], gone["key"], gone["version"]) == ("data.delete", key, 0)
     await watcher.send({"type": "unsubscribe", "id": "nothing"})
     await watcher.error(ref="nothing")
     assert watcher.closed is None
+
+
+async def test_refetch_tells_a_hidden_row_from_a_missing_one_no_more_than_the_stream(world: World) -> None:
+    table = table_name("hidden")
+    world.run(f"CREATE TABLE {table} (a bigint, b text, owner text, n integer, PRIMARY KEY (b, a))")
+    world.run(f"SELECT cloudsync.track('{table}', tenant => 'acme', owner_column => 'owner')")
+    world.run(f"INSERT INTO {table} VALUES (1, 'x', 'ann', 1), (2, 'x', 'bob', 1), (3, 'x', 'ann', 5)")
+    watcher = await world.watch("acme", "ann")
+    await watcher.subscribe("s", table, where={"n": {"lt": 3}})
+    watcher.subscriptions["s"].versions.clear()
+    answers = []
+    for key in ({"a": "1", "b": "x"}, {"a": "2", "b": "x"}, {"a": "3", "b": "x"}, {"a": "4", "b": "x"}):
+        before = len(watcher.frames)
+        await watcher.send({"type": "refetch", "sub": "s", "key": key})
+        await watcher.until(lambda n=before: len(watcher.frames) > n)
+        answers.append(json.loads(watcher.frames[-1]))
+    assert [a["type"] for a in answers] == ["data.create"] + ["data.delete"] * 3
+    for answer in answers[1:]:
+        assert set(answer) == {"type", "n", "sub", "table", "key", "version"}
+        assert answer["version"] == 0
+
+
+async def test_ids_of_subscriptions_are_short(world: World, table: str) -> None:
+    watcher = await world.watch("acme", "ann")
+    await watcher.subscribe("x" * 100, table)
+    for id_ in ("x" * 101, ""):
+        await watcher.send({"type": "subscribe", "id": id_, "table": table})
+    await watcher.until(lambda: len([c for c in watcher.controls if c.get("code") == "bad_frame"]) == 2)
 
 
 @pytest.mark.parametrize("path", ["/ws/2", "/ws/", "/ws/x", "/", "/ws/1/1"])

@@ -79,11 +79,22 @@ class World:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["client_id"])
 
-    async def watch(self, tenant: str, user: str, *, acks: bool = True, gateway: int = 0) -> Watcher:
+    async def watch(
+        self,
+        tenant: str,
+        user: str,
+        *,
+        acks: bool = True,
+        gateway: int = 0,
+        url: str | None = None,
+        lifetime_s: int = 12 * 3600,
+    ) -> Watcher:
         """A connected client that reads for as long as it is open."""
         client_id = await asyncio.to_thread(self.new_client_id, tenant, user)
         raw = await RawConnection.open(
-            self.platform.gateway_urls[gateway], token=self.token(tenant, user), client_id=client_id
+            url or self.platform.gateway_urls[gateway],
+            token=self.token(tenant, user, lifetime_s=lifetime_s),
+            client_id=client_id,
         )
         watcher = Watcher(raw, tenant, user, client_id, acks=acks)
         self._watchers.append(watcher)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
@@ -19,9 +21,11 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.keyring import Keyring
 from cloudsync.registry import gateways as gateways_module
 from cloudsync.registry import topics as topics_module
+from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.filters import Condition
 from cloudsync.registry.gateways import GatewayRegistration, reap
 from cloudsync.registry.topics import RegistryView, Topic, TopicDirectory, make_topic, tenant_tag
+from cloudsync.tokens import Principal
 from integration.routing.flow import fresh_keys
 
 KEYRING = Keyring.generate()
@@ -236,11 +240,116 @@ async def test_a_server_that_was_restarted_is_not_trusted(tmp_path: Path) -> Non
         await client.aclose()
 
 
+async def test_who_registers_waits_for_the_reaper_of_its_predecessor(client: redis.asyncio.Redis) -> None:
+    """Else the reaper would take the new topics back with the old ones, and nobody would notice."""
+    keys = fresh_keys()
+    await client.set(keys.token("gw1"), "reaper:x", px=60_000)
+    registration = GatewayRegistration(client, keys, "gw1")
+    waiting = asyncio.create_task(registration.register())
+    done, _ = await asyncio.wait([waiting], timeout=0.3)
+    assert not done
+    await client.delete(keys.token("gw1"))
+    await asyncio.wait_for(waiting, 5)
+    assert await registration.beat()
+
+
+async def test_who_was_replaced_takes_nothing_of_its_successor_when_it_leaves(
+    client: redis.asyncio.Redis, blocking: redis.Redis
+) -> None:
+    keys = fresh_keys()
+    old, new = (GatewayRegistration(client, keys, "gw1") for _ in range(2))
+    await old.register()
+    await new.register()
+    await TopicDirectory(client, keys, KEYRING, "gw1").host(topic(1), 1)
+    await old.leave()
+    view = RegistryView(blocking, keys, KEYRING)
+    refresh(view, blocking)
+    assert known(view) == {topic(1).id: {"gw1"}}
+    assert await new.beat()
+
+
+# Connections
+
+
+async def presences(client: redis.asyncio.Redis, keys: Keys) -> tuple[dict[str, str], dict[str, int]]:
+    """Client → gateway and user at gateway → connections, as the registry has them for acme."""
+    tag = tenant_tag(KEYRING, "acme")
+    clients: Any = await client.hgetall(keys.clients(tag))
+    users: Any = await client.hgetall(keys.users(tag))
+    return (
+        {c.decode(): json.loads(entry)["gateway"] for c, entry in clients.items()},
+        {f.decode().replace("\x1f", " at "): int(count) for f, count in users.items()},
+    )
+
+
+ANN = Principal("acme", "ann of acme", 2**40)
+
+
+async def test_the_registry_says_who_is_connected_where(client: redis.asyncio.Redis) -> None:
+    keys = fresh_keys()
+    registry = ConnectionRegistry(client, keys, KEYRING, "gw1")
+    registry.connected(1, ANN, "c_1")
+    registry.connected(2, ANN, "c_1")
+    registry.connected(3, ANN, "c_2")
+    await registry.flush()
+    assert await presences(client, keys) == ({"c_1": "gw1", "c_2": "gw1"}, {"ann of acme at gw1": 3})
+    registry.disconnected(1)
+    registry.disconnected(3)
+    registry.disconnected("never heard of")
+    await registry.flush()
+    assert await presences(client, keys) == ({"c_1": "gw1"}, {"ann of acme at gw1": 1})
+    registry.disconnected(2)
+    await registry.flush()
+    assert await presences(client, keys) == ({}, {})
+    assert await client.exists(keys.connected("gw1")) == 0
+
+
+async def test_who_came_back_elsewhere_is_not_taken_out(
+    client: redis.asyncio.Redis, blocking: redis.Redis
+) -> None:
+    keys = fresh_keys()
+    await GatewayRegistration(client, keys, "gw1").register()
+    one, two = (ConnectionRegistry(client, keys, KEYRING, name) for name in ("gw1", "gw2"))
+    for connection in ("c_1", "c_2"):
+        one.connected(connection, ANN, connection)
+    await one.flush()
+    two.connected(1, ANN, "c_1")
+    await two.flush()
+    one.disconnected("c_1")
+    await one.flush()  # the old gateway hears later that the socket is gone
+    assert await presences(client, keys) == (
+        {"c_1": "gw2", "c_2": "gw1"},
+        {"ann of acme at gw1": 1, "ann of acme at gw2": 1},
+    )
+    now_ms = int(time.time() * 1000)
+    await client.zadd(keys.gateways, {"gw1": 1})
+    await client.set(keys.reaper, f"1 {now_ms}")
+    assert reap(blocking, keys) == ["gw1"]
+    assert await presences(client, keys) == ({"c_1": "gw2"}, {"ann of acme at gw2": 1})
+
+
+async def test_a_write_that_failed_is_made_again(client: redis.asyncio.Redis) -> None:
+    keys = fresh_keys()
+    registry = ConnectionRegistry(client, keys, KEYRING, "gw1")
+    registry.connected(1, ANN, "c_1")
+    registry.connected(2, ANN, "c_2")
+    await client.set(keys.connected("gw1"), "not a set")  # so that writing fails half-way
+    with pytest.raises(redis.ResponseError):
+        await registry.flush()
+    await client.delete(keys.connected("gw1"))
+    registry.disconnected(2)
+    await registry.flush()
+    assert await presences(client, keys) == ({"c_1": "gw1"}, {"ann of acme at gw1": 1})
+
+
 async def test_leaving_gives_everything_back(client: redis.asyncio.Redis, blocking: redis.Redis) -> None:
     keys = fresh_keys()
     registration = GatewayRegistration(client, keys, "gw1")
     await registration.register()
     await TopicDirectory(client, keys, KEYRING, "gw1").host(topic(1), 1)
+    connections = ConnectionRegistry(client, keys, KEYRING, "gw1")
+    connections.connected(1, ANN, "c_1")
+    await connections.flush()
     await registration.leave()
     left: Any = await client.keys(f"cs:{keys.database_id}:*")
     assert left == [keys.registry.encode()]  # the log alone

@@ -40,7 +40,7 @@ async def test_what_is_said_without_postgresql_is_what_postgresql_says(database:
             for operand in operands:
                 for where in ({str(number): operand}, {str(number): {"in": [operand]}}):
                     try:
-                        said = await plain_where(table, where)
+                        said = plain_where(table, where)
                     except RequestError as refusal:
                         with pytest.raises(type(refusal)):
                             await canonical_where(connection, table, where)
