@@ -1,4 +1,4 @@
-"""A TCP hop in front of a real server that can be cut, refused or frozen: faults of the network."""
+"""A TCP hop in front of a real server that can be cut, refused, frozen or slow: faults of the network."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Wire:
         self._server: asyncio.Server | None = None
         self.port = 0
         self.accepted = 0
+        self.delay_s = 0.0
+        """What each piece waits on its way, in either direction; pieces behind it wait too."""
 
     async def __aenter__(self) -> Self:
         await self.restore()
@@ -74,6 +76,8 @@ class Wire:
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                if self.delay_s:
+                    await asyncio.sleep(self.delay_s)
                 await self._flowing.wait()
                 target.write(data)
                 await target.drain()

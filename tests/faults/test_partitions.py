@@ -1,7 +1,8 @@
-"""The network between each pair: cut, refused or frozen in the middle of a load. Nothing is lost."""
+"""The network between each pair: cut, refused, frozen or slow in the middle of a load. Nothing is lost."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -84,16 +85,7 @@ async def test_nothing_gets_through_for_a_while(
     _judge(report, f"{process} - {server} frozen for 400 changes", 5.0)
 
 
-DEAF = pytest.mark.xfail(
-    run=False,
-    reason="a routing worker whose broker refused connections for two seconds took no task for 30 s",
-)
-
-
-@pytest.mark.parametrize(
-    ("process", "server"),
-    [("relay", "postgres"), ("relay", "redis"), pytest.param("worker", "redis", marks=DEAF)],
-)
+@pytest.mark.parametrize(("process", "server"), BUSY)
 async def test_connections_are_refused_for_a_while(
     world: World, platform: WiredPlatform, process: str, server: str
 ) -> None:
@@ -107,3 +99,34 @@ async def test_connections_are_refused_for_a_while(
         await load.flows(200)
         report = await load.finish()
     _judge(report, f"{process} - {server} refused for 400 changes", 5.0)
+
+
+async def test_everything_that_stands_beside_the_path_is_cut_off(
+    world: World, platform: WiredPlatform
+) -> None:
+    """API, beat and the general worker's database may be away: changes go on arriving."""
+    beside = [w for pair, w in platform.wires.items() if pair not in BUSY]
+    async with Load(world) as load:
+        await load.flows()
+        await asyncio.gather(*(wire.refuse() for wire in beside))
+        load.harmed()
+        await load.flows(400)
+        await asyncio.gather(*(wire.restore() for wire in beside))
+        report = await load.finish()
+    _judge(report, "api, beat, worker's database refused", 1.0)
+    assert (report.reconnects, report.snapshots) == (0, 0)
+
+
+async def test_a_slow_wire_delays_and_loses_nothing(world: World, platform: WiredPlatform) -> None:
+    wires = [platform.wires[pair] for pair in BUSY]
+    async with Load(world) as load:
+        await load.flows()
+        for wire in wires:
+            wire.delay_s = 0.05
+        load.harmed()
+        await load.flows(300)
+        for wire in wires:
+            wire.delay_s = 0.0
+        report = await load.finish()
+    _judge(report, "50 ms each way on every wire", 5.0)
+    assert (report.reconnects, report.snapshots) == (0, 0)
