@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 import redis
 
 from cloudsync.feeds.keys import Keys
+from cloudsync.feeds.scripts import NOW
 from cloudsync.sharding import SHARDS
 
 
@@ -27,7 +27,7 @@ def read_backlog(client: redis.Redis, keys: Keys) -> Backlog:
             pipeline.get(keys.done(shard))
             pipeline.exists(keys.lock(shard))
         answers = pipeline.execute()
-    now_ms = int(time.time() * 1000)
+    now_ms: Any = client.eval(NOW, 1, keys.head)
     events = oldest_ms = 0
     unserved = False
     for shard, (tail, done, locked) in enumerate(

@@ -87,7 +87,6 @@ class FeedWriter:
         Raises TailMismatch if a feed ends elsewhere. A redis error leaves the outcome unknown: call
         `load_tails` before trying the same batch again. `tails` tells what was accepted, also then.
         """
-        now_ms = int(time.time() * 1000)
         fed_us = time.time_ns() // 1000
         expected = self.tails
         ends: list[tuple[int, Position]] = []
@@ -111,7 +110,6 @@ class FeedWriter:
                     end.entry_id,
                     payload,
                     len(events),
-                    now_ms,
                     self._tenant_tags(events),
                     channel,
                     _MARK_EVERY_MS,
@@ -140,12 +138,11 @@ class FeedWriter:
         Returns for each how many entries went, and about how many bytes wait for routing.
         """
         await self._ensure_scripts()
-        oldest_ms = int((time.time() - keep_s) * 1000)
         async with self._redis.pipeline(transaction=False) as pipeline:
             for shard in range(SHARDS):
                 k = self._keys
                 names = [k.feed(shard), k.tail(shard), k.marks(shard), k.floor(shard), k.done(shard)]
-                pipeline.evalsha(self._trim.sha, len(names), *names, oldest_ms, budget_bytes)
+                pipeline.evalsha(self._trim.sha, len(names), *names, keep_s * 1000, budget_bytes)
             return [(gone, waiting) for gone, waiting in await pipeline.execute()]
 
     async def redis_epoch(self) -> str | None:

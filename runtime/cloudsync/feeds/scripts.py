@@ -22,36 +22,60 @@ local function newer(a, b)
 end
 """
 
-APPEND: Final = """
--- KEYS feed tail marks   ARGV expected id payload events now_ms tags channel mark_ms mark_bytes
+# What one process writes down and another compares is Redis's time: their own clocks may differ, or jump.
+_NOW_MS: Final = """
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+"""
+
+NOW: Final = (
+    _NOW_MS
+    + """
+-- KEYS any
+-- The time of the server that has the key, in milliseconds since 1970.
+return now_ms()
+"""
+)
+
+APPEND: Final = (
+    _NOW_MS
+    + """
+-- KEYS feed tail marks   ARGV expected id payload events tags channel mark_ms mark_bytes
 -- Appends only behind the entry that the relay expects. Returns the id that the feed ends with.
 local tail = redis.call('HMGET', KEYS[2], 'id', 'n', 'b', 'mt', 'mb')
 local last = tail[1] or '0-0'
 if last ~= ARGV[1] then return last end
 local n = (tonumber(tail[2]) or 0) + tonumber(ARGV[4])
 local b = (tonumber(tail[3]) or 0) + #ARGV[3]
-redis.call('XADD', KEYS[1], ARGV[2], 'd', ARGV[3], 'n', n, 't', ARGV[5], 'g', ARGV[6])
+local now = now_ms()
+local t = string.format('%.0f', now)
+redis.call('XADD', KEYS[1], ARGV[2], 'd', ARGV[3], 'n', n, 't', t, 'g', ARGV[5])
 local mt, mb = tonumber(tail[4]) or 0, tonumber(tail[5]) or 0
-if tonumber(ARGV[5]) - mt >= tonumber(ARGV[8]) or b - mb >= tonumber(ARGV[9]) then
-  redis.call('RPUSH', KEYS[3], ARGV[2] .. ' ' .. ARGV[5] .. ' ' .. string.format('%.0f', b))
-  mt, mb = ARGV[5], b
+-- Either way: a clock that was set back may not stop the marks, by which alone a feed is trimmed.
+if math.abs(now - mt) >= tonumber(ARGV[7]) or b - mb >= tonumber(ARGV[8]) then
+  redis.call('RPUSH', KEYS[3], ARGV[2] .. ' ' .. t .. ' ' .. string.format('%.0f', b))
+  mt, mb = t, b
 end
 redis.call('HSET', KEYS[2], 'id', ARGV[2], 'n', string.format('%.0f', n), 'b', string.format('%.0f', b),
            'mt', mt, 'mb', string.format('%.0f', mb))
-redis.call('PUBLISH', ARGV[7], ARGV[2])
+redis.call('PUBLISH', ARGV[6], ARGV[2])
 return ARGV[2]
 """
+)
 
 TRIM: Final = (
     _ALSO_WHEN_FULL
+    + _NOW_MS
     + _NEWER
     + """
--- KEYS feed tail marks floor done   ARGV oldest_ms budget_bytes
+-- KEYS feed tail marks floor done   ARGV keep_ms budget_bytes
 -- Trims what is too old or beyond the byte budget, never what has not been routed, never the last entry.
 -- Returns how many entries went, and about how many bytes wait to be routed (0 below half of the budget).
 local tail = redis.call('HMGET', KEYS[2], 'id', 'b')
 if not tail[1] then return {0, 0} end
-local bytes, budget = tonumber(tail[2]), tonumber(ARGV[2])
+local bytes, budget, oldest = tonumber(tail[2]), tonumber(ARGV[2]), now_ms() - tonumber(ARGV[1])
 local done = redis.call('GET', KEYS[5]) or '0-0'
 local cut, left = nil, 0
 while true do
@@ -59,7 +83,7 @@ while true do
   if not mark then break end
   local id, t, b = string.match(mark, '(%S+) (%S+) (%S+)')
   left = bytes - tonumber(b)
-  if not (tonumber(t) < tonumber(ARGV[1]) or left > budget) or newer(id, done) or id == tail[1] then break end
+  if not (tonumber(t) < oldest or left > budget) or newer(id, done) or id == tail[1] then break end
   redis.call('LPOP', KEYS[3])
   cut = id
 end
@@ -117,6 +141,19 @@ CONSUMED: Final = (
 -- The gateway has taken everything below next_id, bytes of it.
 redis.call('HINCRBY', KEYS[2], 'bytes', -tonumber(ARGV[2]))
 return redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[1])
+"""
+)
+
+JOIN: Final = (
+    _ALSO_WHEN_FULL
+    + _NOW_MS
+    + """
+-- KEYS routers   ARGV token lease_ms
+-- A router says that it is at work. Returns how many are, without those not heard of for a lease.
+local now = now_ms()
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], 0, now - tonumber(ARGV[2]))
+return redis.call('ZCARD', KEYS[1])
 """
 )
 
@@ -234,12 +271,13 @@ return redis.call('SREM', KEYS[2], ARGV[3])
 
 BEAT: Final = (
     _ALSO_WHEN_FULL
+    + _NOW_MS
     + """
--- KEYS token gateways sent   ARGV gateway token now_ms ttl_ms
+-- KEYS token gateways   ARGV gateway token ttl_ms
 -- A gateway's heartbeat, fenced: 0 if the gateway was reaped or replaced meanwhile.
 if redis.call('GET', KEYS[1]) ~= ARGV[2] then return 0 end
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], now_ms(), ARGV[1])
 return 1
 """
 )

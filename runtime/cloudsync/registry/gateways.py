@@ -4,14 +4,14 @@ A gateway that was away for too long is reaped: its topics and clients leave the
 When it comes back its next heartbeat fails, and it registers anew. That Redis itself was away is no reason to
 reap: nobody could be heard of then. But a server that was restarted or took over may have lost the newest
 topics and deliveries with nobody noticing, so its first heartbeat there fails, too. The token is the lock
-between the two: a reaper takes it first, and who registers meanwhile waits for the reaper.
+between the two: a reaper takes it first, and who registers meanwhile waits for the reaper. Times are Redis's,
+so that nobody's clock makes another one dead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
@@ -21,7 +21,7 @@ import redis.asyncio
 
 from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.keys import Keys
-from cloudsync.feeds.scripts import BEAT, REGISTER, RELEASE
+from cloudsync.feeds.scripts import BEAT, NOW, REGISTER, RELEASE
 from cloudsync.registry.connections import Presence, queue_departure, queue_user_departure
 from cloudsync.registry.topics import queue_unhost
 
@@ -57,14 +57,12 @@ class GatewayRegistration:
             await asyncio.sleep(_WAIT_S)
         await self._give_back()  # a predecessor that was killed and is followed at once is never reaped
         await self._redis.delete(k.stream(gateway_id), k.sent(gateway_id))
-        await self._redis.zadd(k.gateways, {gateway_id: int(time.time() * 1000)})
+        await self._say_alive()
 
     async def beat(self) -> bool:
         """Say that this gateway lives; False if it was reaped or replaced, or Redis is another server now."""
         k, gateway_id = self._keys, self._gateway_id
-        names = [k.token(gateway_id), k.gateways]
-        now_ms = int(time.time() * 1000)
-        if not await self._beat(keys=names, args=[gateway_id, self._token, now_ms, _STREAM_TTL_MS]):
+        if not await self._say_alive():
             return False
         # While nothing is delivered nothing else keeps them, and without `sent` the next delivery is a gap.
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -73,6 +71,10 @@ class GatewayRegistration:
             pipeline.info("server")
             _, _, server = await pipeline.execute()
         return bool(server["run_id"] == self._server)
+
+    async def _say_alive(self) -> bool:
+        names = [self._keys.token(self._gateway_id), self._keys.gateways]
+        return bool(await self._beat(keys=names, args=[self._gateway_id, self._token, _STREAM_TTL_MS]))
 
     async def leave(self) -> None:
         """Give everything back at once, as a reaper would; nothing if somebody else has the id by now."""
@@ -106,7 +108,7 @@ def reap(client: redis.Redis, keys: Keys) -> list[str]:
 
     Where such calls were missing, Redis or the workers were away: then gateways get their time anew.
     """
-    now_ms = int(time.time() * 1000)
+    now_ms: Any = client.eval(NOW, 1, keys.gateways)
     oldest_ms = now_ms - GATEWAY_TTL_MS
     seen: Any = client.get(keys.reaper)
     since_ms, last_ms = map(int, seen.split()) if seen else (now_ms, now_ms)

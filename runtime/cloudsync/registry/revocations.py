@@ -6,21 +6,23 @@ database about thousands that come back at once; it asks here. PostgreSQL stays 
 
 from __future__ import annotations
 
-import time
 from typing import Any, Final
 
 import redis.asyncio
 
 from cloudsync.feeds.keys import REVOKED_CHANNEL, REVOKED_CLIENTS
+from cloudsync.feeds.scripts import NOW
 
 VOUCHES_FOR_S: Final = 3600
 """A cursor shows for so long that its client was verified."""
 _KEPT_S: Final = 2 * VOUCHES_FOR_S
+"""By Redis's clock; the gateways', which stamp cursors and judge their age, may be an hour off."""
 
 
 async def announce(client: redis.asyncio.Redis, client_id: str) -> None:
     """Tell all gateways, now and when the client comes back. A repeat is harmless. Raises redis errors."""
-    now_s = time.time()
+    now_ms: Any = await client.eval(NOW, 1, REVOKED_CLIENTS)
+    now_s = now_ms / 1000
     async with client.pipeline(transaction=False) as pipeline:
         pipeline.zadd(REVOKED_CLIENTS, {client_id: now_s})
         pipeline.zremrangebyscore(REVOKED_CLIENTS, 0, now_s - _KEPT_S)

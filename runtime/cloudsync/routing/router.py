@@ -28,7 +28,7 @@ from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.deliveries import encode_deliveries
 from cloudsync.feeds.feed import decode_events
 from cloudsync.feeds.keys import Keys, epoch_key
-from cloudsync.feeds.scripts import DELIVER, LEASE, RELEASE, RENEW, ROUTED
+from cloudsync.feeds.scripts import DELIVER, JOIN, LEASE, RELEASE, RENEW, ROUTED
 from cloudsync.keyring import Keyring
 from cloudsync.metrics.definitions import EVENTS
 from cloudsync.metrics.recorder import recorder
@@ -127,13 +127,10 @@ class Router:
 
     def _share(self) -> None:
         """Hold a fair share of the shards: all of them if alone, a part when others are at work."""
-        now_ms = int(time.time() * 1000)
         with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.zadd(self._keys.routers, {self._token: now_ms})
-            pipeline.zremrangebyscore(self._keys.routers, 0, now_ms - self._settings.routing_lease_ms)
-            pipeline.zcard(self._keys.routers)
+            pipeline.eval(JOIN, 1, self._keys.routers, self._token, self._settings.routing_lease_ms)
             pipeline.get(epoch_key(self._keys.database_id))
-            _, _, routers, epoch = pipeline.execute()
+            routers, epoch = pipeline.execute()
         self._outdated = epoch is not None and text_of(epoch) != self._keys.epoch
         fair = -(-SHARDS // max(1, routers))
         surplus = list(self._done)[fair:]

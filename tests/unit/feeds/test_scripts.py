@@ -17,6 +17,19 @@ def server(redis_url: str) -> redis.Redis:
     return redis.Redis.from_url(redis_url)
 
 
+def at(now_ms: int, script: str) -> str:
+    """The script as it runs while the server's clock shows this."""
+    clock = (
+        "local server = redis\n"
+        "local redis = {call = function(name, ...)\n"
+        f"  if name == 'TIME' then return {{'{now_ms // 1000}', '{now_ms % 1000 * 1000}'}} end\n"
+        "  return server.call(name, ...)\n"
+        "end}\n"
+    )
+    first, _, rest = script.partition("\n")
+    return f"{first}\n{clock}{rest}"
+
+
 class Feed:
     """One feed as the relay's scripts see it."""
 
@@ -32,14 +45,15 @@ class Feed:
         mark_ms: int = 0, mark_bytes: int = 0,
     ) -> str:  # fmt: skip
         answer: Any = self.server.eval(
-            scripts.APPEND, 3, *self.names, expected, entry_id, payload, events, now_ms, "tag", "chan",
+            at(now_ms, scripts.APPEND), 3, *self.names, expected, entry_id, payload, events, "tag", "chan",
             mark_ms, mark_bytes,
         )  # fmt: skip
         return answer.decode()
 
     def trim(self, oldest_ms: int = 0, budget_bytes: int = 10**9) -> int:
         names = (*self.names, "{x}floor", "{x}done")
-        gone, self.waiting = self.server.eval(scripts.TRIM, 5, *names, oldest_ms, budget_bytes)  # type: ignore[misc]
+        script = at(oldest_ms + 60_000, scripts.TRIM)
+        gone, self.waiting = self.server.eval(script, 5, *names, 60_000, budget_bytes)  # type: ignore[misc]
         return int(gone)
 
     @property
@@ -108,6 +122,17 @@ def test_trim_by_age_sets_the_floor_and_never_passes_done(feed: Feed) -> None:
     feed.server.set("{x}done", "100-1")
     assert feed.trim(oldest_ms=6500) == 2
     assert (feed.ids[0], feed.floor) == ("70-1", b"60-1")
+
+
+def test_a_clock_that_was_set_back_stops_no_trimming(feed: Feed) -> None:
+    """What came after it is trimmed by size as ever; by age once its time has come."""
+    last = "0-0"
+    for n in range(1, 11):
+        last = feed.append(last, f"{n}0-1", b"x" * 100, now_ms=(10_000 - n) * 1000, mark_ms=900)
+    feed.server.set("{x}done", "100-1")
+    assert feed.trim(budget_bytes=500) == 4
+    assert feed.trim(oldest_ms=9_994_500) == 0
+    assert feed.trim(oldest_ms=9_995_001) == 5
 
 
 def test_trim_never_empties(feed: Feed) -> None:
