@@ -2247,7 +2247,7 @@ BEGIN
     IF keep_days < 1 OR ahead_days < 1 THEN
         RAISE EXCEPTION 'ahead_days and keep_days must be at least 1' USING ERRCODE = 'CS009', HINT = 'Their defaults are 3 and 7.';
     END IF;
-    PERFORM pg_advisory_xact_lock(1129512960, 0);
+    PERFORM pg_advisory_xact_lock(1129512960, 0); -- 1 is of write_canaries(), 2 of the auditor
 
     FOR n IN 0..ahead_days LOOP
         BEGIN

@@ -29,8 +29,8 @@ from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.sharding import SHARDS
 
-_LOCK: Final = (1129512960, 1)
-"""Of the session that audits; 0 is the upkeep's."""
+_LOCK: Final = (1129512960, 2)
+"""Of the session that audits; 0 is of maintain(), 1 of write_canaries()."""
 
 _IDLE_S: Final = 0.5
 _STANDBY_S: Final = 1.0
