@@ -98,10 +98,10 @@ class Redis(Construct):
 
     @property
     def url(self) -> str:
-        """URL without the password, which comes by reference."""
+        """URL without the password, which comes by reference. Unasked, Celery would not verify the server."""
         host = (
             self.group.attr_configuration_end_point_address
             if self._clustered
             else self.group.attr_primary_end_point_address
         )
-        return f"rediss://{host}:{PORT}/0"
+        return f"rediss://{host}:{PORT}/0?ssl_cert_reqs=required"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from kombu import Connection
 
 from assembly import Assembly
 from cloudsync.cli import app
@@ -102,7 +104,9 @@ def test_every_process_is_told_what_its_settings_know(
             assert settings.bucket_map
             assert settings.gateway_url_template.startswith("wss://")
         if "CLOUDSYNC_REDIS_EVENTS_URL" in given:
-            assert settings.redis_events_url == "rediss://:secret@X:6379/0"
+            assert settings.redis_events_url == "rediss://:secret@X:6379/0?ssl_cert_reqs=required"
+        if "CLOUDSYNC_REDIS_BROKER_URL" in given:
+            assert Connection(settings.broker_url).ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         if "CLOUDSYNC_POSTGRES_URL" in given:
             assert "sslmode=verify-full" in settings.postgres_url
 
