@@ -38,7 +38,7 @@ def test_what_requests_and_access_raise_is_registered_on_the_wire() -> None:
         for kind in family(RequestError) | family(AccessError)
         if kind.code not in ERROR_MEANINGS and not kind.__module__.startswith("cloudsync.client")
     }
-    # The root is never raised itself; nobody reads a cursor yet, so nobody refuses one.
+    # The root is never raised itself; a refused cursor leads to a resync, not to an error.
     assert unregistered <= {"AccessError", "CursorRefused"}
 
 

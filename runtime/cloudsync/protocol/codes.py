@@ -57,6 +57,7 @@ ERROR_MEANINGS: Final[dict[str, str]] = {
     "bad_filter": "The where-clause does not fit the column it filters.",
     "unknown_subscription": "There is no subscription with this id on this connection.",
     "duplicate_subscription": "A subscription with this id exists on this connection.",
+    "bad_operation": "The text operation is not in normal form, or does not fit the text.",
     "bad_ack": "An acknowledgement names a delivery that was never sent.",
     "limit_reached": "A limit of this connection or user is reached.",
     "not_supported": "This server does not carry this out yet.",
