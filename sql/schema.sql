@@ -2167,6 +2167,23 @@ END
 $$;
 
 ---------------------------------------------------------------------------------------------------
+-- Clients' writes
+---------------------------------------------------------------------------------------------------
+
+-- What capture does not see of a client's write: fields that were set to the value they had, and what a deleted row
+-- must remember (its image, too). False if the row has another version by now.
+CREATE FUNCTION cloudsync.note_fields(p_table_id integer, p_key text, p_version bigint, p_fields jsonb,
+    p_image jsonb DEFAULT '{}') RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE cloudsync.row_state r SET fields = coalesce(r.fields, '{}') || p_fields, image = r.image || p_image
+    WHERE r.table_id = p_table_id AND r.key = p_key AND r.version = p_version;
+    RETURN FOUND;
+END
+$$;
+
+---------------------------------------------------------------------------------------------------
 -- Upkeep, called by the beat
 ---------------------------------------------------------------------------------------------------
 
@@ -2416,6 +2433,7 @@ GRANT SELECT ON cloudsync.canary TO cloudsync_service;
 GRANT SELECT, INSERT ON cloudsync.losses TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text),
     cloudsync.write_canaries() TO cloudsync_service;
+GRANT EXECUTE ON FUNCTION cloudsync.note_fields(integer, text, bigint, jsonb, jsonb) TO cloudsync_service;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;

@@ -20,6 +20,7 @@ class TableColumn(msgspec.Struct, frozen=True):
     type: str
     base_type: str
     kind: str
+    generated: bool = False
 
 
 class CatalogTable(msgspec.Struct, frozen=True):
@@ -35,6 +36,14 @@ class CatalogTable(msgspec.Struct, frozen=True):
     key_expression: str
     key_text_expression: str
     key_condition: str
+    tenant_column: str | None = None
+    tenant_constant: str | None = None
+    conflict: str = "lww"
+    column_policies: dict[str, str] = {}
+
+    def policy(self, column: str) -> str:
+        """How concurrent changes of a column are resolved: `lww`, `ot` or `manual`."""
+        return self.column_policies.get(column, self.conflict)
 
     def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
         """What a subscriber is told; with `columns` only those and the key."""
@@ -49,18 +58,20 @@ class CatalogTable(msgspec.Struct, frozen=True):
 _QUERY: Final = """
 WITH RECURSIVE typed AS (
     SELECT t.table_id, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod) AS shown,
-           a.atttypid AS type_id, coalesce(c.collisdeterministic, true) AS deterministic
+           a.atttypid AS type_id, coalesce(c.collisdeterministic, true) AS deterministic,
+           a.attgenerated <> '' AS generated
       FROM cloudsync.tracked_tables t
       JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum > 0 AND NOT a.attisdropped
       LEFT JOIN pg_collation c ON c.oid = a.attcollation
     UNION ALL
-    SELECT table_id, attnum, attname, shown, y.typbasetype, deterministic
+    SELECT table_id, attnum, attname, shown, y.typbasetype, deterministic, generated
       FROM typed JOIN pg_type y ON y.oid = type_id WHERE y.typtype = 'd'
 )
 SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
-       t.key_text_expression, t.key_condition,
+       t.key_text_expression, t.key_condition, t.tenant_column, t.tenant_constant, t.conflict, t.column_policies,
        (SELECT jsonb_agg(
-                   jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic)
+                   jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic,
+                                     generated)
                    ORDER BY attnum)
           FROM typed JOIN pg_type y ON y.oid = type_id
          WHERE typed.table_id = t.table_id AND y.typtype <> 'd') AS columns
@@ -96,11 +107,11 @@ class Catalog:
 
 def _table(row: dict[str, Any]) -> CatalogTable:
     columns = {}
-    for name, shown, base, typtype, deterministic in row["columns"]:
+    for name, shown, base, typtype, deterministic, generated in row["columns"]:
         kind = "plain" if typtype == "e" else KINDS.get(base, "opaque")
         if kind == "text" and not deterministic:
             kind = "opaque"
-        columns[name] = TableColumn(name, shown, base, kind)
+        columns[name] = TableColumn(name, shown, base, kind, generated)
     return CatalogTable(
         table_id=row["table_id"],
         name=f"{row['schema_name']}.{row['table_name']}",
@@ -112,4 +123,8 @@ def _table(row: dict[str, Any]) -> CatalogTable:
         key_expression=row["key_expression"],
         key_text_expression=row["key_text_expression"],
         key_condition=row["key_condition"],
+        tenant_column=row["tenant_column"],
+        tenant_constant=row["tenant_constant"],
+        conflict=row["conflict"],
+        column_policies=row["column_policies"],
     )

@@ -1,0 +1,54 @@
+"""Why a change is not applied: PostgreSQL's reasons as registered codes and sentences of our own.
+
+The sentences name the table's own columns and rules. They repeat no values but what the client sent: a
+driver's message may hold another user's.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import errors
+
+from cloudsync.errors import RequestError
+
+
+class ChangeRefused(RequestError):
+    """The change is not applied and will not be."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code  # type: ignore[misc]  # one of the registered codes
+
+
+class TryAgain(Exception):
+    """The change was neither applied nor refused: a lock, a lost connection, a table being altered."""
+
+
+_MESSAGE_LIMIT = 300
+
+
+def refusal_of(error: psycopg.Error, table: str) -> ChangeRefused | None:
+    """What to tell the client; None if the same change may pass later, or the server is at fault."""
+    diag = error.diag
+    rule = f" ({diag.constraint_name})" if diag.constraint_name else ""
+    match error:
+        case errors.UniqueViolation() | errors.ExclusionViolation():
+            return ChangeRefused("not_unique", f"Another row of {table} has what must be unique{rule}.")
+        case errors.NotNullViolation():
+            return ChangeRefused("constraint_violated", f"{table}.{diag.column_name} must have a value.")
+        case errors.ForeignKeyViolation():
+            return ChangeRefused("constraint_violated", f"The change breaks a reference of {table}{rule}.")
+        case errors.IntegrityError():
+            return ChangeRefused("constraint_violated", f"The change breaks a rule of {table}{rule}.")
+        case errors.GeneratedAlways():
+            return ChangeRefused("generated_column", f"PostgreSQL computes a column of {table} by itself.")
+        case errors.InsufficientPrivilege():
+            return ChangeRefused("forbidden", f"You may not write such a row to {table}.")
+        case errors.RaiseException():
+            # Written by the application for whoever writes.
+            return ChangeRefused("refused", (diag.message_primary or "Refused.")[:_MESSAGE_LIMIT])
+        case errors.ProgramLimitExceeded():
+            return ChangeRefused("too_large", f"The row is larger than {table} can hold.")
+        case psycopg.DataError():
+            return ChangeRefused("bad_value", f"A value does not fit its column in {table}.")
+    return None
