@@ -139,6 +139,9 @@ class Settings(BaseSettings):
         description="Disk for snapshots that clients do not take at once; beyond it PostgreSQL waits.",
     )
     snapshots_at_once: int = Field(default=4, ge=1, description="Snapshots and differentials together.")
+    writes_at_once: int = Field(default=8, ge=1, description="Clients' changes being applied, per gateway.")
+    changes_per_s: int = Field(default=50, ge=1, description="`change` frames per connection.")
+    changes_burst: int = Field(default=100, ge=1, description="So many of them at once.")
     replay_bytes: int = Field(
         default=32 * 1024 * 1024,
         ge=0,

@@ -19,6 +19,7 @@ TOKEN_REFUSED: Final = "token.refused"  # noqa: S105 - the name of an event
 CLIENT_REFUSED: Final = "client.refused"
 CLIENT_REGISTERED: Final = "client.registered"
 CLIENT_REVOKED: Final = "client.revoked"
+CHANGE_REJECTED: Final = "change.rejected"
 SUBSCRIPTION_REFUSED: Final = "subscription.refused"
 
 # Changes, by the operation of the event; an owner's change is told twice, and the second row is a departure

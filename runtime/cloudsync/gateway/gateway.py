@@ -35,6 +35,7 @@ from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
 from cloudsync.gateway.watermark import Horizons, Watermark, read_watermark
+from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
 from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
@@ -96,6 +97,7 @@ class Gateway:
         self.subscriptions = Subscriptions(
             settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
         )
+        self.writes = Writes(settings, self.subscriptions, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -124,6 +126,7 @@ class Gateway:
     async def run(self) -> None:
         """Serve until cancelled; repairs its place in the registry as often as it is lost."""
         await self.pool.open()
+        await self.writes.open()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_registered())
@@ -146,6 +149,7 @@ class Gateway:
                     await asyncio.wait_for(self._registration.leave(), 2)
             await self._redis.aclose()
             await self._blocking.aclose()
+            await self.writes.close()
             await self.pool.close(1)
 
     @property
@@ -183,6 +187,7 @@ class Gateway:
         connection.gone()
         self.connections.discard(connection)
         self.subscriptions.forget(connection)
+        self.writes.forget(connection)
         principal = connection.principal
         if principal is None:
             return
@@ -211,17 +216,20 @@ class Gateway:
         except CursorRefused:
             return None
 
-    async def verify(self, principal: Principal, client_id: str, cursor: Cursor | None) -> None:
-        """Let the principal's own live client pass. Raises ClientRefused, or psycopg errors."""
+    async def verify(self, principal: Principal, client_id: str, cursor: Cursor | None) -> int | None:
+        """Let the principal's own live client pass; the number of its last change, if that was asked.
+
+        A client with a cursor counts its changes itself. Raises ClientRefused, or psycopg errors.
+        """
         if cursor is not None and self.keys is not None:
             own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
             if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
                 with contextlib.suppress(RedisError, OSError):
                     if await was_revoked(self._redis, client_id):
                         raise ClientRefused
-                    return
+                    return None
         async with self.pool.connection(timeout=5) as database:
-            await clients.verify(database, principal, client_id)
+            return await clients.verify(database, principal, client_id)
 
     async def choose(self, cursor: Cursor) -> Resumed:
         """How a client comes back from its cursor.
@@ -360,6 +368,7 @@ class Gateway:
                 raise Lost("reaped, or Redis is another server now")
             if watermark is not None:
                 self._set_cursor(watermark)
+                self.writes.reached(watermark.position)
                 self.subscriptions.settle(settling)
             else:
                 self.subscriptions.unsettle(settling)

@@ -34,6 +34,7 @@ from cloudsync.protocol.messages import (
     Ack,
     AnyClientFrame,
     Auth,
+    ChangeRequest,
     Error,
     Hello,
     Mismatch,
@@ -68,6 +69,7 @@ class WebSocketHandler:
             "subscriptions": settings.subscriptions_per_connection,
             "inbound_frame_bytes": settings.inbound_frame_bytes,
             "batch_bytes": settings.batch_bytes,
+            **gateway.writes.limits,
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -125,7 +127,7 @@ class WebSocketHandler:
             return False
         cursor = gateway.open_for(principal, hello)
         try:
-            await gateway.verify(principal, hello.client_id, cursor)
+            last_mutation = await gateway.verify(principal, hello.client_id, cursor)
         except ClientRefused as refusal:
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
@@ -173,6 +175,7 @@ class WebSocketHandler:
                 heartbeat_s=gateway.settings.heartbeat_s,
                 limits=self._limits,
                 server_time=datetime.now(UTC).isoformat(),
+                last_mutation=last_mutation,
             )
         )
         if cursor is not None and goes_on:
@@ -220,6 +223,8 @@ class WebSocketHandler:
                 subscriptions.refetch(connection, frame)
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
+            case ChangeRequest():
+                self._gateway.writes.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

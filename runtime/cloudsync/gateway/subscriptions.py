@@ -88,7 +88,7 @@ class Subscriptions:
         self._hub = hub
         self._pool = pool
         self._journal = journal
-        self._catalog = Catalog()
+        self.catalog = Catalog()
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
         self._spool_space = SpoolSpace(settings.spool_bytes)
         self.resumption = Resumption(
@@ -104,7 +104,7 @@ class Subscriptions:
 
     async def load_catalog(self) -> None:
         async with self._pool.connection(timeout=5) as connection:
-            await self._catalog.load(connection)
+            await self.catalog.load(connection)
 
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
@@ -291,9 +291,9 @@ class Subscriptions:
     async def _prepare(self, connection: Connection, request: Subscribe) -> tuple[CatalogTable, Subscription]:
         if connection.principal is None or not connection.live:
             raise RequestError("The connection is closing.")
-        if not self._catalog.knows(request.table):
+        if not self.catalog.knows(request.table):
             await self.load_catalog()
-        table = self._catalog.find(request.table)
+        table = self.catalog.find(request.table)
         columns = canonical_columns(table, request.columns)
         where = plain_where(table, request.where)
         if where is None:
@@ -411,7 +411,7 @@ class Subscriptions:
         connection, table = subscription.connection, subscription.table.name
         if connection.subscriptions.get(subscription.id) is not subscription:
             return
-        if op == DROP and not self._catalog.knows(table):
+        if op == DROP and not self.catalog.knows(table):
             connection.subscriptions.pop(subscription.id)
             self._remove(subscription)
             connection.control(
@@ -426,7 +426,7 @@ class Subscriptions:
         """Take over a table's new columns; False if the subscription cannot go on with them."""
         connection = subscription.connection
         try:
-            table = self._catalog.find(subscription.table.name)
+            table = self.catalog.find(subscription.table.name)
         except UnknownTable:
             return False
         named = {c.column for c in subscription.topic.where} | set(subscription.columns or ())

@@ -32,6 +32,13 @@ _OPENINGS: Final[dict[Verdict, str]] = {
     "update": '{"type":"data.update",',
     "delete": '{"type":"data.delete",',
 }
+
+
+class _Actor(msgspec.Struct):
+    at: str | None = None
+
+
+_actor = msgspec.json.Decoder(_Actor).decode
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _names = msgspec.json.Decoder(list[str]).decode
 
@@ -161,8 +168,11 @@ def _project(row: bytes, columns: Iterable[str]) -> str:
 
 
 def _origin(event: ChangeEvent) -> str:
-    by = f',"by":{event.actor.decode()}' if event.actor else ""
+    by, at = "", None
+    if event.actor:
+        by, at = f',"by":{event.actor.decode()}', _actor(event.actor).at
+    at = f"{event.captured_us // 1000}-0-sql" if at is None else at
     return (
-        f'{by},"at":"{event.captured_us // 1000}-0-sql","id":"{event.position}","tx":"{event.xid}"'
+        f'{by},"at":{json.dumps(at)},"id":"{event.position}","tx":"{event.xid}"'
         f',"times":{{"commit":{event.committed_us},"feed":{event.fed_us},"route":{event.routed_us}}}'
     )

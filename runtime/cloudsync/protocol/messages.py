@@ -63,6 +63,18 @@ class Change(ClientFrame, tag="change"):
     at: str = ""
 
 
+class ChangeRequest(ClientFrame, tag="change"):
+    """A `change` as a server reads it: values stay JSON text, so that no number is rounded."""
+
+    id: int
+    op: Literal["create", "update", "delete"]
+    table: str
+    key: dict[str, msgspec.Raw]
+    values: dict[str, msgspec.Raw] = {}
+    base_version: int | None = None
+    at: str = ""
+
+
 class Text(ClientFrame, tag="text"):
     id: int
     table: str
@@ -105,7 +117,17 @@ class Presence(ClientFrame, tag="presence"):
 
 
 AnyClientFrame = (
-    Hello | Subscribe | Unsubscribe | Change | Text | Resolve | Refetch | Mismatch | Ack | Auth | Presence
+    Hello
+    | Subscribe
+    | Unsubscribe
+    | ChangeRequest
+    | Text
+    | Resolve
+    | Refetch
+    | Mismatch
+    | Ack
+    | Auth
+    | Presence
 )
 
 
@@ -157,7 +179,7 @@ class SubscriptionChanged(ServerFrame, tag="subscription.changed"):
 
 
 class ChangeConfirmed(ServerFrame, tag="change.confirmed"):
-    """The change is durable in PostgreSQL."""
+    """The change is durable in PostgreSQL. `fields` did not take effect: later ones, or a person, decide."""
 
     id: int
     outcome: Outcome
@@ -171,6 +193,13 @@ class ChangeRejected(ServerFrame, tag="change.rejected"):
     id: int
     code: str
     message: str
+
+
+class SyncComplete(ServerFrame, tag="sync.complete"):
+    """The change has been handed to every gateway with somebody whom it concerns."""
+
+    id: int
+    position: str
 
 
 class Heartbeat(ServerFrame, tag="heartbeat"):

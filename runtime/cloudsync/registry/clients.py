@@ -97,8 +97,8 @@ async def revoke(conn: AsyncConnection[Any], principal: Principal, client_id: st
     return cursor.rowcount == 1
 
 
-async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> None:
-    """Let the principal's own live client pass.
+async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> int:
+    """Let the principal's own live client pass; the number of its last change.
 
     Raises TenantDisabled, or ClientRefused, the same for every other reason.
     """
@@ -106,19 +106,20 @@ async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: st
         raise ClientRefused
     cursor = await conn.execute(
         """
-        SELECT EXISTS (SELECT FROM cloudsync.clients
-                       WHERE client_id = %(client)s AND tenant_id = %(tenant)s AND user_id = %(user)s
-                         AND revoked_at IS NULL),
+        SELECT (SELECT last_mutation FROM cloudsync.clients
+                WHERE client_id = %(client)s AND tenant_id = %(tenant)s AND user_id = %(user)s
+                  AND revoked_at IS NULL),
                EXISTS (SELECT FROM cloudsync.tenants WHERE id = %(tenant)s AND status <> 'active')
         """,
         {"client": client_id, "tenant": principal.tenant, "user": principal.user},
     )
     row = await cursor.fetchone()
-    known, disabled = row if row is not None else (False, False)
+    last_mutation, disabled = row if row is not None else (None, False)
     if disabled:
         raise TenantDisabled
-    if not known:
+    if last_mutation is None:
         raise ClientRefused
+    return int(last_mutation)
 
 
 async def seen(conn: AsyncConnection[Any], ids: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from cloudsync.clock import Timestamp
 SKEW_MS: Final = 5000
 """A clock that is further ahead of the server's counts as the server's."""
 ROW: Final = ""
-"""In place of a field's name: the row's creation or deletion, and every field that has no stamp of its own."""
+"""In place of a field's name: the row's creation or deletion, and every field without a stamp of its own."""
 NEVER: Final = Timestamp(0, 0, "")
 _MAX_COUNTER: Final = 1 << 31
 

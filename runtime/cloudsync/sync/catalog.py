@@ -68,7 +68,8 @@ WITH RECURSIVE typed AS (
       FROM typed JOIN pg_type y ON y.oid = type_id WHERE y.typtype = 'd'
 )
 SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
-       t.key_text_expression, t.key_condition, t.tenant_column, t.tenant_constant, t.conflict, t.column_policies,
+       t.key_text_expression, t.key_condition, t.tenant_column, t.tenant_constant, t.conflict,
+       t.column_policies,
        (SELECT jsonb_agg(
                    jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic,
                                      generated)

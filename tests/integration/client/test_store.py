@@ -170,7 +170,7 @@ def versions(sql: psycopg.Connection[Any], table: str) -> dict[Any, int]:
     return {(id_,): version for id_, version in found.fetchall()}
 
 
-async def test_a_server_that_takes_no_changes_yet_rejects_them(
+async def test_a_change_that_the_table_refuses_is_taken_back(
     platform: Platform, sql: psycopg.Connection[Any], table: str, token: Token, path: Path
 ) -> None:
     sql.execute(f"INSERT INTO {table} (id, title) VALUES (1, 'theirs')")
@@ -178,13 +178,13 @@ async def test_a_server_that_takes_no_changes_yet_rejects_them(
         view = await client.subscribe(table)
         rejected: list[Change] = []
         client.on_rejected(rejected.append)
-        change = client.update(table, (1,), {"title": "mine"})
+        change = client.update(table, (1,), {"title": "mine", "done": None})
         assert view.rows[1,]["title"] == "mine"
         assert client.pending == 1
         with pytest.raises(ChangeRejected) as refusal:
             async with asyncio.timeout(20):
                 await change.confirmed()
-        assert refusal.value.code == "not_supported"
+        assert refusal.value.code == "constraint_violated"
         assert view.rows[1,]["title"] == "theirs"
         assert (rejected, client.pending) == ([change], 0)
 

@@ -1,0 +1,194 @@
+"""What clients ask to be written: per connection in order, within its rate, answered when durable.
+
+A change that can be neither applied nor refused now gets an `error` frame, and so does everything behind it,
+until the client begins again from it: otherwise a later number would be noted, and the earlier one would
+count as a repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from cloudsync import logs
+from cloudsync.audit.journal import Journal
+from cloudsync.audit.records import CHANGE_REJECTED, Record
+from cloudsync.errors import ClientRefused, LimitReached
+from cloudsync.events import Position, parse_lsn
+from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.subscriptions import Subscriptions
+from cloudsync.protocol.codes import Close
+from cloudsync.protocol.messages import ChangeRejected, ChangeRequest, Error, SyncComplete
+from cloudsync.resolve import writer
+from cloudsync.resolve.refusals import TryAgain
+from cloudsync.settings import Settings
+from cloudsync.sync.snapshot import SESSION_OPTIONS
+
+_POOL_WAIT_S: Final = 5.0
+_INCOMPLETE_KEPT: Final = 10_000
+_log = logs.get("gateway")
+
+
+class _Queue:
+    """The changes of one connection that wait for their turn."""
+
+    __slots__ = ("allowance", "allowance_at_s", "changes", "refused_from", "task")
+
+    def __init__(self, allowance: float) -> None:
+        self.changes: deque[ChangeRequest] = deque()
+        self.task: asyncio.Task[None] | None = None
+        self.allowance = allowance
+        self.allowance_at_s = time.monotonic()
+        self.refused_from: Error | None = None
+        """The client is to begin again from this change."""
+
+
+class Writes:
+    """The changes of this gateway's clients."""
+
+    def __init__(self, settings: Settings, subscriptions: Subscriptions, journal: Journal | None) -> None:
+        self._settings = settings
+        self._subscriptions = subscriptions
+        self._journal = journal
+        self._queues: dict[Connection, _Queue] = {}
+        self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
+        self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            settings.postgres_url,
+            min_size=1,
+            max_size=settings.writes_at_once,
+            open=False,
+            kwargs={"autocommit": True, "application_name": "cloudsync-writes", "options": SESSION_OPTIONS},
+        )
+
+    async def open(self) -> None:
+        await self._pool.open()
+
+    async def close(self) -> None:
+        """End what is under way: a client whose change is not answered sends it again."""
+        tasks = [queue.task for queue in self._queues.values() if queue.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._pool.close(1)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """As clients are told."""
+        return {
+            "changes_per_s": self._settings.changes_per_s,
+            "changes_burst": self._settings.changes_burst,
+        }
+
+    def take(self, connection: Connection, change: ChangeRequest) -> None:
+        """Put a change behind the connection's others, or refuse it for now."""
+        queue = self._queues.get(connection)
+        if queue is None:
+            queue = self._queues[connection] = _Queue(self._settings.changes_burst)
+        barrier = queue.refused_from
+        if barrier is not None:
+            if change.id > int(barrier.ref or 0):
+                connection.control(Error(barrier.code, barrier.message, str(change.id)))
+                return
+            queue.refused_from = None
+        now_s = time.monotonic()
+        rate, burst = self._settings.changes_per_s, self._settings.changes_burst
+        queue.allowance = min(burst, queue.allowance + (now_s - queue.allowance_at_s) * rate)
+        queue.allowance_at_s = now_s
+        if queue.allowance < 1 or len(queue.changes) >= burst:
+            message = f"A connection may send {rate} changes a second, {burst} at once."
+            queue.refused_from = Error(LimitReached.code, message, str(change.id))
+            connection.control(queue.refused_from)
+            return
+        queue.allowance -= 1
+        queue.changes.append(change)
+        if queue.task is None:
+            queue.task = asyncio.create_task(self._work(connection, queue))
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone; a change that is being applied is finished."""
+        queue = self._queues.get(connection)
+        if queue is not None:
+            queue.changes.clear()
+            if queue.task is None:
+                del self._queues[connection]
+
+    def reached(self, position: Position) -> None:
+        """Everything up to here has been handed to every gateway that it concerns."""
+        waiting = self._incomplete
+        if not waiting:
+            return
+        self._incomplete = deque(maxlen=_INCOMPLETE_KEPT)
+        for entry in waiting:
+            committed, connection, number = entry
+            if committed <= position:
+                connection.control(SyncComplete(number, str(committed)))
+            elif connection.close_code is None:
+                self._incomplete.append(entry)
+
+    async def _work(self, connection: Connection, queue: _Queue) -> None:
+        try:
+            while queue.changes and connection.close_code is None:
+                change = queue.changes.popleft()
+                try:
+                    await self._apply(connection, change)
+                except ClientRefused as refusal:
+                    connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
+                except (TryAgain, psycopg.OperationalError, PoolTimeout) as error:
+                    _log.info("change postponed", client=connection.client_id, reason=str(error)[:200])
+                    self._refuse(
+                        connection, queue, change, "unavailable", "It cannot be written now; try again."
+                    )
+                except Exception:  # noqa: BLE001 - one change's failure must not end the connection's others
+                    _log.exception("change failed", client=connection.client_id, table=change.table[:130])
+                    self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
+        finally:
+            queue.task = None
+            if connection.close_code is not None:
+                self._queues.pop(connection, None)
+
+    async def _apply(self, connection: Connection, change: ChangeRequest) -> None:
+        principal, client_id = connection.principal, connection.client_id
+        if principal is None or client_id is None:
+            return
+        catalog = self._subscriptions.catalog
+        if not catalog.knows(change.table):
+            await self._subscriptions.load_catalog()
+        async with self._pool.connection(timeout=_POOL_WAIT_S) as database:
+            answer = await writer.write(database, catalog, principal, client_id, change)
+            connection.control(answer)
+            if isinstance(answer, ChangeRejected):
+                self._note_rejection(connection, change, answer)
+                return
+            cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
+            row = await cursor.fetchone()
+        if row is not None:
+            self._incomplete.append((Position(parse_lsn(row[0]), 0), connection, change.id))
+
+    def _refuse(
+        self, connection: Connection, queue: _Queue, change: ChangeRequest, code: str, message: str
+    ) -> None:
+        queue.refused_from = Error(code, message, str(change.id))
+        connection.control(queue.refused_from)
+        while queue.changes:
+            behind = queue.changes.popleft()
+            connection.control(Error(code, message, str(behind.id)))
+
+    def _note_rejection(self, connection: Connection, change: ChangeRequest, answer: ChangeRejected) -> None:
+        principal = connection.principal
+        if self._journal is not None and principal is not None:
+            self._journal.note(
+                Record(
+                    kind=CHANGE_REJECTED,
+                    tenant=principal.tenant,
+                    user=principal.user,
+                    client=connection.client_id,
+                    table=change.table[:130],
+                    outcome=answer.code,
+                )
+            )
