@@ -14,6 +14,7 @@ import pytest
 
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
+from faults import account
 from faults.load import Load, Report
 from integration.path.world import World
 from waiting import eventually, eventually_async
@@ -77,7 +78,7 @@ async def harm(world: World, who: str) -> Report:
         load.harmed()
         await load.flows(200)
         report = await load.finish()
-        print(f"kill -9 {who}: {report}")
+        account.note(f"kill -9 {who}", report)
         assert (report.lost, report.reordered) == (0, 0)
         await audited(world, load.table)
     return report

@@ -9,6 +9,7 @@ import pytest
 
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
+from faults import account
 from faults.load import Load, Report
 from faults.proxy import WiredPlatform
 from integration.path.world import World
@@ -41,7 +42,7 @@ async def world(platform: WiredPlatform) -> AsyncIterator[World]:
 
 
 def _judge(report: Report, what: str, limit_s: float) -> None:
-    print(f"{what}: {report}")
+    account.note(what, report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
     assert report.recovered_s is not None
     assert report.recovered_s <= limit_s * TOLERANCE

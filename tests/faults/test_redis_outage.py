@@ -19,6 +19,7 @@ import redis
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.valkey import EmbeddedValkey
+from faults import account
 from faults.load import Load, Report
 from integration.path.world import World, table_name
 from waiting import eventually_async
@@ -73,12 +74,12 @@ async def until_parked(world: World) -> None:
     await eventually_async(lambda: mode(world) == "parked", 30)
 
 
-async def finish(world: World, load: Load) -> Report:
+async def finish(world: World, load: Load, what: str) -> Report:
     """The load's account, with what holds for every outage."""
     load.healed()
     await load.recovered()
     report = await load.finish()
-    print(report)
+    account.note(f"Redis {what}", report)
     assert (report.lost, report.reordered) == (0, 0)
     await eventually_async(lambda: mode(world) == "live", 30)
     assert parked(world) == 0
@@ -104,7 +105,7 @@ async def test_down_for_longer_than_a_gateway_may_be_silent(world: World, server
         await load.writes(3000)
         assert parked(world) > 2000
         server.start()
-        report = await finish(world, load)
+        report = await finish(world, load, "down for 3,000 changes")
         await eventually_async(lambda: not any(load.degraded), 20)
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
     assert epoch(world) == before
@@ -120,7 +121,7 @@ async def test_silent_without_being_gone(world: World, server: EmbeddedValkey) -
             await load.writes(300)
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        report = await finish(world, load)
+        report = await finish(world, load, "silent")
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
 
 
@@ -134,7 +135,7 @@ async def test_out_of_memory(world: World, server: EmbeddedValkey) -> None:
                 await load.writes(600)
             finally:
                 client.config_set("maxmemory", 0)
-        report = await finish(world, load)
+        report = await finish(world, load, "out of memory")
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
 
 
@@ -156,7 +157,7 @@ async def test_the_relay_dies_while_it_parks_and_while_it_drains(
         await eventually_async(lambda: parked(world) < 50_000, 30)
         kill_relay(world)
         left = parked(world)
-        report = await finish(world, load)
+        report = await finish(world, load, "down; the relay killed while it parks and drains")
     assert left > 0
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
 
@@ -172,7 +173,7 @@ async def test_postgres_restarts_while_events_are_parked(world: World, server: E
         os.kill(pid, signal.SIGQUIT)  # immediate: as a crash
         await load.writes(200, 60)
         server.start()
-        await finish(world, load)
+        await finish(world, load, "down; PostgreSQL crashes meanwhile")
 
 
 async def test_back_with_nothing(world: World, server: EmbeddedValkey) -> None:
@@ -184,7 +185,7 @@ async def test_back_with_nothing(world: World, server: EmbeddedValkey) -> None:
         await until_parked(world)
         await load.writes(200)
         server.start()
-        report = await finish(world, load)
+        report = await finish(world, load, "back with nothing")
     assert report.write_errors == 0
     assert epoch(world) != before
 
@@ -204,7 +205,7 @@ async def test_back_with_less_than_it_had_acknowledged(
         _wipe(server)
         shutil.copytree(tmp_path / "earlier", server.folder, dirs_exist_ok=True)
         server.start()
-        report = await finish(world, load)
+        report = await finish(world, load, "back with less than it had acknowledged")
     assert report.write_errors == 0
     assert epoch(world) == before
     assert "appended again" in (world.platform.logs / "relay.log").read_text()

@@ -14,6 +14,7 @@ import pytest
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
+from faults import account
 from faults.load import Load
 from integration.path.world import World
 from waiting import eventually, eventually_async
@@ -114,7 +115,7 @@ async def test_a_lost_slot_is_replaced_and_nothing_is_missed(
         load.healed()
         await load.recovered()
         report = await load.finish()
-        print(report)
+        account.note(f"slot lost: {lose.__name__}", report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
     assert (report.snapshots, report.reconnects) == (0, 0)  # no client had to come back
     assert epoch(world) == before
@@ -135,7 +136,7 @@ async def test_a_slot_lost_for_longer_than_changes_are_kept(world: World) -> Non
         load.healed()
         await load.recovered()
         report = await load.finish()
-        print(report)
+        account.note("slot lost for longer than changes are kept", report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
     assert epoch(world) != before
     await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)

@@ -109,6 +109,11 @@ def test_a_token_within_the_leeway_passes_and_beyond_it_does_not() -> None:
         verifier.verify(signed(exp=int(time.time()) - 60))
 
 
+def test_a_token_from_an_issuer_whose_clock_is_ahead_passes() -> None:
+    verifier = TokenVerifier(development())
+    assert verifier.verify(signed(iat=int(time.time()) + 3600)).user == "ada"
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -27,8 +27,13 @@ CHANGES_PATTERN: Final = "cs:*:db_changes"
 
 
 def epoch_key(database_id: str) -> str:
-    """The only key without an epoch in its name."""
+    """The only key of a database without an epoch in its name."""
     return f"cs:{database_id}:epoch"
+
+
+def turn_key(task: str) -> str:
+    """Held for about as long as a periodic task need not run again."""
+    return f"cs:turn:{task}"
 
 
 def epoch_channel(database_id: str) -> str:

@@ -21,7 +21,6 @@ GENERAL: Final = "general"
 SWEEP_EVERY_S: Final = 1.0
 MAINTAIN_EVERY_S: Final = 3600.0
 MEASURE_EVERY_S: Final = 5.0
-_PATIENCE_S: Final = 10.0  # for a worker that is busy or has just started
 
 # Shared before the fork: children do not hear the parent's SIGTERM, they look at this.
 stopping: Final = multiprocessing.get_context("fork").Value("b", 0, lock=False)
@@ -57,22 +56,18 @@ def _make(settings: Settings) -> Celery:
             "sweep": {
                 "task": "cloudsync.sweep",
                 "schedule": SWEEP_EVERY_S,
-                "options": {"expires": SWEEP_EVERY_S * 5},
             },
             "measure": {
                 "task": "cloudsync.measure",
                 "schedule": MEASURE_EVERY_S,
-                "options": {"expires": MEASURE_EVERY_S + _PATIENCE_S},
             },
             "write-canaries": {
                 "task": "cloudsync.write_canaries",
                 "schedule": settings.canary_write_s,
-                "options": {"expires": settings.canary_write_s + _PATIENCE_S},
             },
             "maintain": {
                 "task": "cloudsync.maintain",
                 "schedule": MAINTAIN_EVERY_S,
-                "options": {"expires": MAINTAIN_EVERY_S},
             },
         },
     )

@@ -1,11 +1,13 @@
 """Celery through an outage of its broker: workers and beat come back within a second, and say little.
 
-By themselves a worker waits up to half a minute between attempts and gives up after a hundred, and beat
-prints two stack traces for every task that it could not send.
+Beat goes on, too, when its clock is set back. By themselves a worker waits up to half a minute between
+attempts and gives up after a hundred, and beat prints two stack traces for every task that it could not send.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from types import MethodType
 from typing import Any, Final
 
@@ -60,6 +62,22 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # celery is untyped
     """Beat's schedule: a task that cannot be sent is sent the next time."""
 
     _failed = 0
+    _looked_s = math.inf
+
+    def tick(self, *args: Any, **kwargs: Any) -> float:
+        """Send the next task if it is due. Returns for how long there is nothing to do.
+
+        After a clock that was set back, also while beat was down, everything is due in one interval; or
+        nothing would be sent until the clock has caught up with the times that are written down.
+        """
+        now_s = time.time()
+        if now_s < self._looked_s:
+            for entry in self.schedule.values():
+                now = entry.default_now()
+                entry.last_run_at = min(entry.last_run_at or now, now)
+            self._heap = None
+        self._looked_s = now_s
+        return float(super().tick(*args, **kwargs))
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Send one task that is due."""

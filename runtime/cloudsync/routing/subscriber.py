@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from cloudsync import logs
 from cloudsync.feeds.connection import connect
 from cloudsync.feeds.keys import CHANGES_PATTERN, Keys, parse_changes_channel
+from cloudsync.routing.pace import sent_ms
 from cloudsync.settings import current
 
 _LOOK_EVERY_S: Final = 0.25
@@ -40,7 +41,9 @@ def start_router(client: redis.Redis, keys: Keys) -> bool:
         for name in (ROUTING, GENERAL):
             Queue(name, Exchange(name), routing_key=name).bind(producer.channel).declare()
         application.send_task(
-            "cloudsync.route", args=[keys.database_id, keys.epoch], expires=30, producer=producer
+            "cloudsync.route",
+            args=[keys.database_id, keys.epoch, sent_ms(client, keys)],
+            producer=producer,
         )
     return True
 

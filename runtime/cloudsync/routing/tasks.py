@@ -17,7 +17,8 @@ from cloudsync.feeds.connection import connect, text_of
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import reap
-from cloudsync.routing.application import application, stopping
+from cloudsync.routing.application import MAINTAIN_EVERY_S, SWEEP_EVERY_S, application, stopping
+from cloudsync.routing.pace import is_due, is_stale
 from cloudsync.routing.router import Router
 from cloudsync.routing.subscriber import start_router
 from cloudsync.settings import current
@@ -41,7 +42,7 @@ def _keyring() -> Keyring:
 
 
 @application.task(name="cloudsync.route")
-def route(database_id: str, epoch: str) -> None:
+def route(database_id: str, epoch: str, since_ms: int) -> None:
     """Lease shards of a database, route what waits in them, and linger for more."""
     if stopping.value:
         return
@@ -49,6 +50,8 @@ def route(database_id: str, epoch: str) -> None:
     router = Router(_redis(), keys, _keyring(), current())
     began = time.monotonic()
     try:
+        if is_stale(_redis(), keys, since_ms):
+            return
         events = router.linger(lambda: bool(stopping.value))
         _log.debug("slice over", events=events, seconds=round(time.monotonic() - began, 3))
         # What arrived between the last read and the release found every shard still leased.
@@ -62,6 +65,8 @@ def route(database_id: str, epoch: str) -> None:
 @application.task(name="cloudsync.sweep")
 def sweep() -> None:
     """Start routing where a feed is ahead of `done` and nobody is at it; reap dead gateways."""
+    if not is_due(_redis(), "sweep", SWEEP_EVERY_S):
+        return
     try:
         _sweep(_redis())
     except (RedisError, OperationalError) as error:
@@ -87,5 +92,7 @@ def _sweep(client: redis.Redis) -> None:
 @application.task(name="cloudsync.maintain")
 def maintain() -> None:
     """Partitions ahead, old ones dropped."""
+    if not is_due(_redis(), "maintain", MAINTAIN_EVERY_S):
+        return
     with psycopg.connect(current().postgres_url, autocommit=True) as connection:
         connection.execute("SELECT cloudsync.maintain()")

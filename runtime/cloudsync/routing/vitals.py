@@ -21,13 +21,17 @@ from cloudsync.metrics.definitions import (
     WAL_HELD,
 )
 from cloudsync.metrics.recorder import recorder
-from cloudsync.routing.application import application
+from cloudsync.routing.application import MEASURE_EVERY_S, application
+from cloudsync.routing.pace import is_due
 from cloudsync.settings import current
 
 
 @application.task(name="cloudsync.write_canaries")
 def write_canaries() -> None:
     """Change each shard's canary row: every gateway awaits it."""
+    with connect(current().redis_events_url) as client:
+        if not is_due(client, "write_canaries", current().canary_write_s):
+            return
     with psycopg.connect(current().postgres_url, autocommit=True) as connection:
         connection.execute("SELECT cloudsync.write_canaries()")
 
@@ -35,6 +39,9 @@ def write_canaries() -> None:
 @application.task(name="cloudsync.measure")
 def measure() -> None:
     """Slot, horizon, relay, what waits, and conflicts, of this process's database."""
+    with connect(current().redis_events_url) as client:
+        if not is_due(client, "measure", MEASURE_EVERY_S):
+            return
     with psycopg.connect(current().postgres_url, autocommit=True, row_factory=namedtuple_row) as connection:
         vitals: Any = connection.execute(
             "SELECT * FROM cloudsync.vitals(%s)", (current().slot_name,)
