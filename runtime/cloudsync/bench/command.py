@@ -17,7 +17,17 @@ from cloudsync.bench import report
 from cloudsync.bench.options import Options
 from cloudsync.bench.report import Result
 
-SCENARIOS: Final = ("latency", "throughput", "relay", "fanout", "connections", "writers", "outage", "return")
+SCENARIOS: Final = (
+    "latency",
+    "throughput",
+    "relay",
+    "fanout",
+    "connections",
+    "writers",
+    "write",
+    "outage",
+    "return",
+)
 _MODULES: Final = {"return": "coming_back"}
 """Where a scenario's name is a word of Python."""
 
@@ -87,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "  fanout       1,000 clients, one topic, 10 changes/s\n"
         "  connections  memory of 5,000 idle connections\n"
         "  writers      16 pgbench writers, untracked and tracked in turn\n"
+        "  write        one client's changes, 50/s: confirmed, and at the other client\n"
         "  return       5,000 clients cut off at once, back after 30 s of changes\n"
         "  outage       200 changes/s, Redis away for 60 s\n",
     )

@@ -82,6 +82,13 @@ def test_connections(there: list[str], tmp_path: Path) -> None:
     assert metrics["gateway_rss_after_kb"] > 10_000
 
 
+def test_write(there: list[str], tmp_path: Path) -> None:
+    result = run(tmp_path, "write", *there, "--seconds", "1")
+    metrics = check(result, "write", "confirm_p95_ms", "end_to_end_p95_ms", "complete_p95_ms", "lost")
+    assert metrics["changes"] == 50
+    assert [metrics[name] for name in ("unconfirmed", "lost", "rejected", "repeated")] == [0, 0, 0, 0]
+
+
 @pytest.mark.slow
 def test_writers(there: list[str], tmp_path: Path) -> None:
     result = run(
