@@ -6,7 +6,6 @@ import time
 from functools import cache
 from typing import Any, Final
 
-import psycopg
 import redis
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -17,6 +16,7 @@ from cloudsync.feeds.connection import connect, text_of
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import reap
+from cloudsync.routing import database
 from cloudsync.routing.application import MAINTAIN_EVERY_S, SWEEP_EVERY_S, application, stopping
 from cloudsync.routing.pace import is_due, is_stale
 from cloudsync.routing.router import Router
@@ -94,5 +94,5 @@ def maintain() -> None:
     """Partitions ahead, old ones dropped."""
     if not is_due(_redis(), "maintain", MAINTAIN_EVERY_S):
         return
-    with psycopg.connect(current().postgres_url, autocommit=True) as connection:
+    with database.connect() as connection:
         connection.execute("SELECT cloudsync.maintain()")

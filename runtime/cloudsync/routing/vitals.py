@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import psycopg
 from psycopg.rows import namedtuple_row
 
 from cloudsync.feeds.backlog import read_backlog
@@ -21,6 +20,7 @@ from cloudsync.metrics.definitions import (
     WAL_HELD,
 )
 from cloudsync.metrics.recorder import recorder
+from cloudsync.routing import database
 from cloudsync.routing.application import MEASURE_EVERY_S, application
 from cloudsync.routing.pace import is_due
 from cloudsync.settings import current
@@ -32,7 +32,7 @@ def write_canaries() -> None:
     with connect(current().redis_events_url) as client:
         if not is_due(client, "write_canaries", current().canary_write_s):
             return
-    with psycopg.connect(current().postgres_url, autocommit=True) as connection:
+    with database.connect() as connection:
         connection.execute("SELECT cloudsync.write_canaries()")
 
 
@@ -42,7 +42,7 @@ def measure() -> None:
     with connect(current().redis_events_url) as client:
         if not is_due(client, "measure", MEASURE_EVERY_S):
             return
-    with psycopg.connect(current().postgres_url, autocommit=True, row_factory=namedtuple_row) as connection:
+    with database.connect(row_factory=namedtuple_row) as connection:
         vitals: Any = connection.execute(
             "SELECT * FROM cloudsync.vitals(%s)", (current().slot_name,)
         ).fetchone()
