@@ -7,7 +7,6 @@ attempts and gives up after a hundred, and beat prints two stack traces for ever
 from __future__ import annotations
 
 import math
-import time
 from types import MethodType
 from typing import Any, Final
 
@@ -70,7 +69,7 @@ class Scheduler(PersistentScheduler):  # type: ignore[misc]  # celery is untyped
         After a clock that was set back, also while beat was down, everything is due in one interval; or
         nothing would be sent until the clock has caught up with the times that are written down.
         """
-        now_s = time.time()
+        now_s = self.app.now().timestamp()
         if now_s < self._looked_s:
             for entry in self.schedule.values():
                 now = entry.default_now()
