@@ -102,6 +102,7 @@ lock: $(VENV)/.dev
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(COMPILE) --extra deploy --constraint requirements/dev.lock pyproject.toml --output-file requirements/deploy.lock
+	$(COMPILE) --extra aws --constraint requirements/deploy.lock pyproject.toml --output-file requirements/aws.lock
 
 clean:
 	rm -rf $(VENV) build dist bench-results cdk.out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,9 +5,11 @@ from __future__ import annotations
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_elasticache as elasticache
 from aws_cdk import aws_kms as kms
+from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stacks.constructs.database import Database
+from stacks.constructs.findings import accept
 from stacks.constructs.redis import Redis
 from stacks.network import NetworkStack
 from stacks.settings import EnvironmentSettings
@@ -30,6 +32,7 @@ class DataStack(EnvironmentStack):
             protected=settings.protected,
         )
         self.sealing_key = self._key("SealingKey", "Wraps the keys that seal events in Redis.")
+        self.keyring = self._keyring()
         self.redis_key = self._key("RedisKey", "Encrypts Redis at rest, and its passwords.")
         subnets = elasticache.CfnSubnetGroup(
             self,
@@ -54,6 +57,22 @@ class DataStack(EnvironmentStack):
                 ("Events", settings.events, settings.events.shards),
             )
         )
+
+    def _keyring(self) -> secretsmanager.Secret:
+        """Where the wrapped keys are kept; empty until the first migration makes one."""
+        secret = secretsmanager.Secret(
+            self,
+            "Keyring",
+            description="The keys that seal events in Redis, each wrapped by the sealing key",
+            encryption_key=self.sealing_key,
+            generate_secret_string=secretsmanager.SecretStringGenerator(
+                secret_string_template='{"keys": []}',  # noqa: S106 - there is no key yet
+                generate_string_key="made",
+            ),
+            removal_policy=removal_policy(self.settings),
+        )
+        accept(secret, {"SMG4": "`cloudsync keyring rotate` does it, when somebody means it"})
+        return secret
 
     def _key(self, construct_id: str, description: str) -> kms.Key:
         return kms.Key(

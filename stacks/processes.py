@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_secretsmanager as secretsmanager
 
@@ -34,12 +35,13 @@ class Process:
     events: bool = True
     broker: bool = False
     keyring: bool = True
+    makes_keys: bool = False
     tokens: bool = False
     port: int | None = None
 
 
 MIGRATE: Final = Process(
-    name="migrate", command=("migrate", "--phase", "pre"), role=ADMIN, events=False, keyring=False
+    name="migrate", command=("migrate", "--phase", "pre"), role=ADMIN, events=False, makes_keys=True
 )
 RELAY_PROCESS: Final = Process(name="relay", command=("relay",), role=RELAY)
 ROUTING: Final = Process(name="routing", command=("worker", "--queue", "routing"), broker=True)
@@ -68,6 +70,7 @@ class Backends:
     broker: Redis
     redis_key: kms.IKey
     sealing_key: kms.IKey
+    keyring: secretsmanager.ISecret
 
     def variables(self, process: Process) -> dict[str, str]:
         found = {}
@@ -79,6 +82,7 @@ class Backends:
             found["CLOUDSYNC_REDIS_BROKER_URL"] = self.broker.url
         if process.keyring:
             found["CLOUDSYNC_KEYRING_KMS_KEY"] = self.sealing_key.key_arn
+            found["CLOUDSYNC_KEYRING_SECRET"] = self.keyring_arn
         return found
 
     def secrets(self, process: Process) -> dict[str, SecretField]:
@@ -98,6 +102,24 @@ class Backends:
                 secret=self.broker.secret, key=self.redis_key
             )
         return found
+
+    @property
+    def keyring_arn(self) -> str:
+        return self.keyring.secret_full_arn or ""
+
+    def keyring_rights(self, process: Process) -> list[iam.PolicyStatement]:
+        """Every process of the path reads keys and unwraps them; one writes new ones, wrapped."""
+        if not process.keyring:
+            return []
+        on_key, on_secret = ["kms:Decrypt"], ["secretsmanager:GetSecretValue"]
+        if process.makes_keys:
+            # The first of the two for Secrets Manager, which encrypts the secret with the same key.
+            on_key += ["kms:GenerateDataKey", "kms:GenerateDataKeyWithoutPlaintext"]
+            on_secret += ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage"]
+        return [
+            iam.PolicyStatement(actions=on_key, resources=[self.sealing_key.key_arn]),
+            iam.PolicyStatement(actions=on_secret, resources=[self.keyring_arn]),
+        ]
 
     def connect(self, process: Process, client: ec2.IConnectable) -> None:
         """Open the way from a client to what its process talks to, from the client's side."""

@@ -31,6 +31,7 @@ class CloudSyncStage(Stage):
             broker=data.broker,
             redis_key=data.redis_key,
             sealing_key=data.sealing_key,
+            keyring=data.keyring,
         )
         migration = MigrationStack(self, settings=settings, network=network, backends=backends)
         tenants = [

@@ -29,6 +29,8 @@ app = typer.Typer(
 
 audit = typer.Typer(help="The audit log: whether it is as it was written, and what it says.")
 app.add_typer(audit, name="audit", rich_help_panel="Audit")
+keyring = typer.Typer(help="The keys that seal what rests in Redis, where KMS wraps them.")
+app.add_typer(keyring, name="keyring", rich_help_panel="Processes of a deployment")
 
 _PROCESSES = "Processes of a deployment"
 _DEVELOPMENT = "Development"
@@ -91,6 +93,11 @@ def migrate(
         "cloudsync_relay": settings.relay_password,
         "cloudsync_service": settings.service_password,
     }
+    if settings.keyring_kms_key and not plan:
+        from cloudsync.vault import KeyVault
+
+        if KeyVault.of(settings).ensure():
+            typer.echo("made the first sealing key")
     if any(passwords.values()) and not plan:
         with _database(url, data) as connection:
             logins.set_passwords(connection, {role: each for role, each in passwords.items() if each})
@@ -173,6 +180,27 @@ def api() -> None:
     from cloudsync.api import server
 
     server.run(_process())
+
+
+@keyring.command("rotate")
+def keyring_rotate(
+    known_for: Annotated[
+        float,
+        typer.Option("--known-for", metavar="SECONDS", help="Until it seals; all know it before."),
+    ] = 900.0,
+) -> None:
+    """Add a sealing key that takes over after a while; older ones stay, to be read with."""
+    from cloudsync.vault import KeyVault
+
+    settings = _process()
+    least_s = 3 * settings.keyring_refresh_s
+    if known_for < least_s:
+        raise ConfigurationError(
+            f"--known-for {known_for:g} is too short: processes read the keys every"
+            f" {settings.keyring_refresh_s:g} s; give it {least_s:g} s or more."
+        )
+    key_id = KeyVault.of(settings).rotate(known_for_s=known_for)
+    typer.echo(f"Key {key_id} seals in {known_for:g} s.")
 
 
 def _announce(**_: Any) -> None:

@@ -77,6 +77,12 @@ class DatabaseUnsuitable(PlatformError):
     code = "database_unsuitable"
 
 
+class KeyringUnreachable(PlatformError):
+    """The sealing keys cannot be read."""
+
+    code = "keyring_unreachable"
+
+
 class RedisUnreachable(PlatformError):
     """Redis cannot be reached."""
 

@@ -43,7 +43,7 @@ class Keyring:
             # Key derivation would take any length, also a cut-off key or none at all.
             raise ConfigurationError("The keyring's keys do not have the right size.", hint="Restore it.")
         self._keys = dict(keys)
-        self._active = active
+        self._sealing = (active, keys[active])
         self._tag_secret = tag_secret
         self._openers: dict[bytes, AESGCM] = {}
 
@@ -75,15 +75,31 @@ class Keyring:
         """Write the keyring readable by its owner alone."""
         content = {
             "keys": {k.hex(): base64.b64encode(v).decode() for k, v in self._keys.items()},
-            "active": self._active.hex(),
+            "active": self._sealing[0].hex(),
             "tag_secret": base64.b64encode(self._tag_secret).decode(),
         }
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as file:
             json.dump(content, file)
 
+    @property
+    def active(self) -> tuple[bytes, bytes]:
+        """Id and key that seal now."""
+        return self._sealing
+
+    def renew(self, *, keys: Mapping[bytes, bytes], active: bytes) -> bool:
+        """Take over keys that were added, from any thread; returns whether another one seals from now on.
+
+        Keys at hand stay, to be read with. Sealers follow with their next value.
+        """
+        self._keys = {**self._keys, **keys}
+        changed = active != self._sealing[0]
+        if changed:
+            self._sealing = (active, self._keys[active])
+        return changed
+
     def sealer(self) -> Sealer:
-        return Sealer(self._active, self._keys[self._active])
+        return Sealer(self)
 
     def open(self, sealed: bytes, associated: bytes) -> bytes:
         """The sealed value's content. Raises SealBroken."""
@@ -108,21 +124,22 @@ class Keyring:
 
 
 class Sealer:
-    """Seals values under one subkey of its own; not shared between processes or threads."""
+    """Seals under subkeys of its own, drawn from the active key; not shared between processes or threads."""
 
-    def __init__(self, key_id: bytes, key: bytes) -> None:
-        self._key_id = key_id
-        self._key = key
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
         self._draw()
 
     def _draw(self) -> None:
+        self._active = self._keyring.active
+        key_id, key = self._active
         salt = secrets.token_bytes(16)
-        self._head = _VERSION + self._key_id + salt
-        self._cipher = AESGCM(_subkey(self._key, salt))
+        self._head = _VERSION + key_id + salt
+        self._cipher = AESGCM(_subkey(key, salt))
         self._count = 0
 
     def seal(self, content: bytes, associated: bytes) -> bytes:
-        if self._count >= _ROTATE_AFTER:
+        if self._count >= _ROTATE_AFTER or self._active is not self._keyring.active:
             self._draw()
         self._count += 1
         nonce = self._count.to_bytes(12, "big")

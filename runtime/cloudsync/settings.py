@@ -44,6 +44,16 @@ class Settings(BaseSettings):
         default="", repr=False, description="What `migrate` gives the role cloudsync_service."
     )
     keyring_file: Path | None = Field(default=None, description="File with the sealing keys (mode 600).")
+    keyring_kms_key: str = Field(
+        default="",
+        description="ARN of the KMS key that wraps the sealing keys; instead of a file.",
+    )
+    keyring_secret: str = Field(
+        default="", description="The secret of Secrets Manager with the wrapped keys, in the same region."
+    )
+    keyring_refresh_s: float = Field(
+        default=60.0, gt=0, description="How often the wrapped keys are read again; a new one waits longer."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     statsd_host: str = Field(default="", description="A DogStatsD agent; empty: no metrics are sent.")
@@ -212,6 +222,8 @@ class Settings(BaseSettings):
             last = upto
         if self.bucket_map and last != BUCKETS - 1:
             raise ValueError(f"CLOUDSYNC_CELL_BUCKETS {self.cell_buckets} ends before {BUCKETS - 1}")
+        if self.keyring_file is not None and self.keyring_kms_key:
+            raise ValueError("Set CLOUDSYNC_KEYRING_FILE or CLOUDSYNC_KEYRING_KMS_KEY, not both")
         if self.cell > self.cells:
             raise ValueError(f"CLOUDSYNC_CELL {self.cell} is beyond CLOUDSYNC_CELLS {self.cells}")
         return self
@@ -231,6 +243,16 @@ class Settings(BaseSettings):
         missing = [f"CLOUDSYNC_{name.upper()}" for name in names if not getattr(self, name)]
         if missing:
             raise ConfigurationError(f"{', '.join(missing)} must be set for this process.")
+
+    def require_keyring(self) -> None:
+        """Raise ConfigurationError if the process has no keyring, or half of one from KMS."""
+        if self.keyring_kms_key:
+            self.require("keyring_secret")
+        elif self.keyring_file is None:
+            raise ConfigurationError(
+                "CLOUDSYNC_KEYRING_FILE, or CLOUDSYNC_KEYRING_KMS_KEY with CLOUDSYNC_KEYRING_SECRET, must be"
+                " set for this process."
+            )
 
 
 def load(**overrides: Any) -> Settings:

@@ -58,10 +58,8 @@ class FargateTask(Construct):
             removal_policy=removal_policy(settings),
         )
         self.role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"))
-        if process.keyring:
-            self.role.add_to_policy(
-                iam.PolicyStatement(actions=["kms:Decrypt"], resources=[backends.sealing_key.key_arn])
-            )
+        for statement in backends.keyring_rights(process):
+            self.role.add_to_policy(statement)
         self.execution_role = iam.Role(
             self, "ExecutionRole", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com")
         )

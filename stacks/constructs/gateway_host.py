@@ -128,9 +128,8 @@ class GatewayHost(Construct):
         accept_managed_policy(role, "AmazonSSMManagedInstanceCore")
         self._image.repository.grant_pull(role)
         self._log.grant_write(role)
-        role.add_to_policy(
-            iam.PolicyStatement(actions=["kms:Decrypt"], resources=[self._backends.sealing_key.key_arn])
-        )
+        for statement in self._backends.keyring_rights(GATEWAY):
+            role.add_to_policy(statement)
         readable = [field.secret.secret_full_arn or "" for field in self._secrets.values()]
         for field in self._secrets.values():
             may_decrypt(role, field)

@@ -16,9 +16,9 @@ from psycopg_pool import AsyncConnectionPool
 from cloudsync.audit.journal import Journal, open_journal
 from cloudsync.audit.records import TOKEN_REFUSED, Record
 from cloudsync.errors import TokenRefused
-from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings
 from cloudsync.tokens import Principal, TokenVerifier
+from cloudsync.unlocking import open_keyring
 
 POOL_TIMEOUT_S: Final = 2.0
 STATEMENT_TIMEOUT_S: Final = 2.0
@@ -35,9 +35,7 @@ class Services:
         settings.require("postgres_url", "redis_events_url")
         self.journal: Journal | None = None
         if settings.audit_enabled:
-            settings.require("keyring_file")
-            assert settings.keyring_file is not None  # noqa: S101 - required above
-            self.journal = open_journal(settings, Keyring.load(settings.keyring_file), role="api")
+            self.journal = open_journal(settings, open_keyring(settings), role="api")
         self._journaling: asyncio.Task[None] | None = None
         self.settings = settings
         self.verifier = TokenVerifier(settings)

@@ -19,12 +19,12 @@ from cloudsync.errors import PortInUse
 from cloudsync.gateway.drain import close_all
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
-from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap
 from cloudsync.metrics import emitter
 from cloudsync.metrics.loop import watch_loop
 from cloudsync.settings import Settings
 from cloudsync.tokens import TokenVerifier
+from cloudsync.unlocking import open_keyring
 
 _log = logs.get("gateway")
 
@@ -81,11 +81,11 @@ async def serve(settings: Settings) -> None:
 
     Raises PortInUse.
     """
-    settings.require("postgres_url", "redis_events_url", "keyring_file")
-    assert settings.keyring_file is not None  # noqa: S101 - required above
+    settings.require("postgres_url", "redis_events_url")
+    keyring = await asyncio.to_thread(open_keyring, settings)
     listener = _listen(settings)
     gateway_id = settings.gateway_id or f"{socket.gethostname()}-{listener.getsockname()[1]}"
-    gateway = Gateway(settings, Keyring.load(settings.keyring_file), gateway_id)
+    gateway = Gateway(settings, keyring, gateway_id)
     server = _Server(
         uvicorn.Config(
             Application(gateway, TokenVerifier(settings)),

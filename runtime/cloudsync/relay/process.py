@@ -32,6 +32,7 @@ from cloudsync.relay.publisher import Publisher
 from cloudsync.relay.visibility import VisibilityCheck
 from cloudsync.relay.wal import SlotInUse, SlotStream, StreamEnded
 from cloudsync.settings import Settings
+from cloudsync.unlocking import open_keyring
 
 _UPKEEP_EVERY_S: Final = 1.0
 _STANDBY_RETRY_S: Final = 0.5
@@ -204,10 +205,9 @@ class Relay:
 
 def run(settings: Settings) -> None:
     """Run the relay until SIGTERM or SIGINT."""
-    settings.require("postgres_url", "redis_events_url", "keyring_file")
+    settings.require("postgres_url", "redis_events_url")
     logs.configure(level=settings.log_level, log_format=settings.log_format)
-    assert settings.keyring_file is not None  # noqa: S101 - required above
-    relay = Relay(settings, Keyring.load(settings.keyring_file))
+    relay = Relay(settings, open_keyring(settings))
     emitter.start(settings, "relay")
     keep_heap()
 

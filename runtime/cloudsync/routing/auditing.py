@@ -10,8 +10,8 @@ from celery import bootsteps
 
 from cloudsync import logs
 from cloudsync.audit.auditor import Auditor
-from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings, current
+from cloudsync.unlocking import open_keyring
 
 _log = logs.get("audit")
 _STOP_S = 5.0
@@ -36,11 +36,10 @@ class AuditStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is unt
             self._thread.join(_STOP_S)
 
     def _run(self, settings: Settings) -> None:
-        assert settings.keyring_file is not None  # noqa: S101 - required when the worker starts
         auditor = Auditor(
             postgres_url=settings.postgres_url,
             redis_url=settings.redis_events_url,
-            keyring=Keyring.load(settings.keyring_file),
+            keyring=open_keyring(settings),
             stopping=self._halt.is_set,
         )
         try:

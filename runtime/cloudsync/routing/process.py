@@ -14,7 +14,8 @@ from cloudsync.settings import Settings
 
 def run_worker(settings: Settings, queue: Literal["routing", "general"] = "routing") -> None:
     """Run a worker of one queue until SIGTERM or SIGINT. Raises RedisUnreachable at start."""
-    settings.require("redis_events_url", "keyring_file")
+    settings.require("redis_events_url")
+    settings.require_keyring()
     if queue == "general":
         settings.require("postgres_url")
     _check(settings)

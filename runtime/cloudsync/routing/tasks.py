@@ -23,6 +23,7 @@ from cloudsync.routing.router import Router
 from cloudsync.routing.subscriber import start_router
 from cloudsync.settings import current
 from cloudsync.sharding import SHARDS
+from cloudsync.unlocking import open_keyring
 
 _SHARE_BACKLOG_EVENTS: Final = 20_000
 
@@ -36,9 +37,7 @@ def _redis() -> redis.Redis:
 
 @cache
 def _keyring() -> Keyring:
-    path = current().keyring_file
-    assert path is not None  # noqa: S101 - required when the worker starts
-    return Keyring.load(path)
+    return open_keyring(current())
 
 
 @application.task(name="cloudsync.route")
