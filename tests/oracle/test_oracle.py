@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cloudsync.verify import choose
-from cloudsync.verify.choose import Chooser
+from cloudsync.verify.chooser import Chooser
 from cloudsync.verify.program import Program, decode
 from cloudsync.verify.runner import Report
 from oracle.conftest import REGRESSIONS, explain

@@ -22,6 +22,7 @@ from cloudsync.errors import ConfigurationError, TokenRefused
 from cloudsync.settings import load
 from cloudsync.tokens import development_token
 from cloudsync.verify import choose
+from cloudsync.verify.chooser import Seeded
 from cloudsync.verify.ledger import User
 from cloudsync.verify.program import USERS, Program, decode, encode
 from cloudsync.verify.runner import Report, Runner
@@ -104,7 +105,7 @@ async def _verify(target: Target, parsed: argparse.Namespace, console: Console) 
 def _program(parsed: argparse.Namespace, seed: int) -> Program:
     if parsed.program is not None:
         return decode(parsed.program.read_bytes())
-    return choose.program(choose.Seeded(seed), steps=parsed.steps)
+    return choose.program(Seeded(seed), steps=parsed.steps)
 
 
 def _users(parsed: argparse.Namespace) -> list[User]:

@@ -14,7 +14,7 @@ from psycopg import sql
 from cloudsync.client import ChangeEvent, Client, View
 from cloudsync.client.frames import Data, DataCreate, DataUpdate, Frame, SyncBatch
 from cloudsync.errors import CloudSyncError
-from cloudsync.protocol.messages import Heartbeat, Mode, Subscribed, Welcome, Where
+from cloudsync.protocol.messages import Heartbeat, Mode, Subscribed, SubscriptionReset, Welcome, Where
 from cloudsync.verify.ledger import Ledger, Sighting, User
 from cloudsync.verify.tables import MARK, Table
 from cloudsync.verify.truth import Rows, comparable
@@ -141,7 +141,8 @@ class Observer:
 
     async def wait_settled(self) -> None:
         """Return when every view that was asked for has come, or has failed."""
-        await asyncio.gather(*self._tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def judge(self, *, busy: bool = False) -> None:
         """Have the ledger judge what was sent since the last time; what is doubtful while `busy` waits."""
@@ -231,6 +232,8 @@ class Observer:
         if isinstance(frame, Subscribed):
             self._table_of[frame.id] = self._names[frame.schema.table]
             return
+        if isinstance(frame, SubscriptionReset) and frame.reason == "checksum":
+            self.findings.append(f"{self.label}: a view had to be built anew, its checksum was wrong")
         if isinstance(frame, SyncBatch):
             self._events(frame.sub, frame.events)
         elif isinstance(frame, Data):

@@ -147,7 +147,10 @@ class Condition(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Subscribe(Step, frozen=True, tag="subscribe"):
-    """Connect the client if it is not, and subscribe; `columns` None for all. Odd clients have a store."""
+    """Connect the client if it is not, and subscribe; `columns` None for all. Odd clients have a store.
+
+    With `wait` the next step comes when the snapshot has come.
+    """
 
     client: int = 0
     user: int = 0
@@ -155,6 +158,7 @@ class Subscribe(Step, frozen=True, tag="subscribe"):
     where: tuple[Condition, ...] = ()
     columns: tuple[int, ...] | None = None
     mode: Mode = "every"
+    wait: bool = False
 
 
 class Unsubscribe(Step, frozen=True, tag="unsubscribe"):
@@ -177,13 +181,19 @@ class Disturb(Step, frozen=True, tag="disturb"):
 
 
 class Break(Step, frozen=True, tag="break"):
-    """A fault of the platform: what the given faults can do, by number."""
+    """A fault of the platform: what the given faults can do, by number. `during` it others write."""
 
     fault: int = 0
+    during: tuple[Transaction, ...] = ()
 
 
 class Settle(Step, frozen=True, tag="settle"):
-    """Wait for quiet and compare; every program ends with one."""
+    """Wait for quiet and compare; every program ends with one.
+
+    `rested`: stay quiet until gateways hand out cursors that name everything before.
+    """
+
+    rested: bool = False
 
 
 Steps = Transaction | Together | Subscribe | Unsubscribe | Disturb | Break | Settle

@@ -34,6 +34,10 @@ from cloudsync.verify.writer import Writer
 CLIENTS: Final = 4
 SESSIONS: Final = 3
 _POLL_S: Final = 0.05
+_PATIENCE_S: Final = 1.0
+_PACE_S: Final = 0.02
+_REST_S: Final = 1.2
+"""Gateways read how far they are once a second."""
 _STILL_S: Final = 0.15
 """Views that are right must still be right after this time."""
 
@@ -91,7 +95,10 @@ class Runner:
             async with self._prepared(scratch):
                 for step in self._program.steps:
                     await self._step(step)
-                await self._finish()
+                    if self.report.lost:
+                        break  # each further comparison would wait for it in vain
+                else:
+                    await self._finish()
         finally:
             await asyncio.shield(asyncio.to_thread(scratch.drop))
         return self.report
@@ -139,8 +146,10 @@ class Runner:
         elif isinstance(step, Break):
             await self._break(step)
         else:
-            await self._end_open(lambda writer: writer.exclusive)  # we are readers, too
+            await self._end_open(lambda writer: writer.exclusive_now)  # we are readers, too
             await self._settle([o for o in self._present if not o.away])
+            if step.rested:
+                await asyncio.sleep(_REST_S)
 
     async def _subscribe(self, step: Subscribe) -> None:
         number = step.client % CLIENTS
@@ -167,7 +176,12 @@ class Runner:
         columns = None
         if step.columns is not None:
             columns = list(dict.fromkeys(table.columns[n % len(table.columns)].name for n in step.columns))
-        observer.subscribe(Watch(table.number, where, condition, columns or None, step.mode))
+        watch = Watch(table.number, where, condition, columns or None, step.mode)
+        observer.subscribe(watch)
+        if step.wait and not observer.away and not any(writer.exclusive_now for writer in self._writers):
+            # What the next step had better find; a view that never comes is said at the end.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(observer.wait_settled(), _PATIENCE_S)
 
     async def _disturb(self, step: Disturb) -> None:
         number = step.client % CLIENTS
@@ -199,7 +213,15 @@ class Runner:
         if self._target.faults:
             fault = self._target.faults[step.fault % len(self._target.faults)]
             self.report.faults.append(fault.name)
-            await asyncio.to_thread(fault.strike)
+            strike = asyncio.create_task(asyncio.to_thread(fault.strike))
+            while True:
+                for transaction in step.during:
+                    writer = self._writers[transaction.session % SESSIONS]
+                    await writer.carry_out(msgspec.structs.replace(transaction, end="commit"))
+                    await asyncio.sleep(_PACE_S)
+                if not step.during or strike.done():
+                    break
+            await strike
 
     async def _finish(self) -> None:
         await self._end_open(lambda writer: True)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
-from cloudsync.verify.choose import Chooser, Seeded
+from cloudsync.verify.chooser import Chooser, Seeded
 from cloudsync.verify.filters import translate
 from cloudsync.verify.ledger import Ledger, User
 from cloudsync.verify.local import faults_of, target_of

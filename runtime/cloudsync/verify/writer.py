@@ -27,7 +27,7 @@ from cloudsync.verify.program import (
 from cloudsync.verify.scratch import CLOCK, Scratch
 from cloudsync.verify.tables import FILLED, Column, Table, distinct
 
-LOCK_TIMEOUT_MS: Final = 300
+LOCK_TIMEOUT_MS: Final = 100
 """Sessions of one program wait for each other; whoever waits longer rolls back."""
 
 _EXPECTED: Final = (
@@ -53,6 +53,10 @@ class Writer:
         """Whether the open transaction keeps readers of a table waiting."""
         self.refused = 0
         """Transactions that PostgreSQL rolled back: a key that was taken, a lock, a conflict."""
+
+    @property
+    def exclusive_now(self) -> bool:
+        return self.open and self.exclusive
 
     async def close(self) -> None:
         if self.open:
