@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 import psycopg
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, errors, sql
 
 from cloudsync.clock import Timestamp
 from cloudsync.errors import ClientRefused, RequestError
@@ -60,20 +60,13 @@ SELECT set_config('role', 'cloudsync_client', true), set_config('app.tenant_id',
 _BECOME_SERVICE: Final = "SET LOCAL ROLE NONE"
 _HISTORY: Final = """
 SELECT s.version, s.fields, s.deleted_at IS NOT NULL, s.audience, s.image::text
-  FROM cloudsync.row_state s WHERE s.table_id = %s AND s.key = %s
+  FROM cloudsync.row_state s WHERE s.table_id = %s AND s.key = current_setting('cloudsync.key')
 """
 _RECORD: Final = sql.SQL("json_to_record(%s::json)")
 _NOTE: Final = "SELECT cloudsync.note_fields(%s, %s, %s, %s::jsonb, %s::jsonb)"
 
 _image: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _json: Final = msgspec.json.Encoder().encode
-
-
-class Turn(msgspec.Struct, frozen=True):
-    """It is this change's turn: the client's last number, and the database's time."""
-
-    last_mutation: int
-    now_ms: int
 
 
 class _Moved(Exception):
@@ -134,31 +127,33 @@ async def _attempt(
     refused: RequestError | None,
     tries: int,
 ) -> Answer:
-    async with connection.transaction():
-        turn = await _turn(connection, principal, client_id)
-        if change.id <= turn.last_mutation:
+    # Statements go in groups, without waiting for each one's answer.
+    async with connection.pipeline() as pipeline, connection.transaction():
+        await connection.execute("SET LOCAL lock_timeout = '2s'")
+        asked = await connection.execute(_TURN, (client_id, principal.tenant, principal.user))
+        work: _Change | None = None
+        if refused is None:
+            work = _Change(connection, pipeline, catalog.find(change.table), principal, client_id, change)
+            await work.look()
+        await pipeline.sync()
+        turn = await asked.fetchone()
+        if turn is None:
+            raise ClientRefused
+        last_mutation, now_ms = turn
+        if change.id <= last_mutation:
             return await _repeated(connection, client_id, change.id)
-        if refused is not None:
+        if work is None:
+            assert refused is not None  # noqa: S101 - else there is work
             answer: Answer = ChangeRejected(change.id, refused.code, str(refused))
             result: dict[str, Any] = {"code": refused.code, "message": str(refused)}
         else:
-            table = catalog.find(change.table)
-            applied = await _Change(connection, table, principal, client_id, change, turn, tries).apply()
+            applied = await work.apply(now_ms, settled=tries >= _HIDDEN_AFTER)
             answer = ChangeConfirmed(change.id, applied.outcome, applied.version, applied.lost)
             result = {"outcome": applied.outcome, "version": applied.version, "fields": applied.lost}
         await connection.execute(
             _DONE, {"client": client_id, "number": change.id, "result": _json(result).decode()}
         )
     return answer
-
-
-async def _turn(connection: AsyncConnection[Any], principal: Principal, client_id: str) -> Turn:
-    await connection.execute("SET LOCAL lock_timeout = '2s'")
-    cursor = await connection.execute(_TURN, (client_id, principal.tenant, principal.user))
-    row = await cursor.fetchone()
-    if row is None:
-        raise ClientRefused
-    return Turn(*row)
 
 
 async def _repeated(connection: AsyncConnection[Any], client_id: str, number: int) -> Answer:
@@ -205,29 +200,29 @@ class _Change:
     def __init__(
         self,
         connection: AsyncConnection[Any],
+        pipeline: AsyncPipeline,
         table: CatalogTable,
         principal: Principal,
         client_id: str,
         change: ChangeRequest,
-        turn: Turn,
-        tries: int,
     ) -> None:
         self._connection = connection
+        self._pipeline = pipeline
         self._table = table
         self._principal = principal
         self._client_id = client_id
         self._change = change
-        self._turn = turn
         self._values = checked(table, change)
-        self._settled = tries >= _HIDDEN_AFTER
+        self._is_settled = False
 
-    async def apply(self) -> _Applied:
+    async def apply(self, now_ms: int, *, settled: bool) -> _Applied:
         """Raises RequestError if the change is refused, psycopg errors, _Moved."""
         table = self._table
-        row = await self._find()
+        self._is_settled = settled
+        row = await self._find(settled=settled)
         fields = tuple(self._values)
         manual = frozenset(name for name in fields if table.policy(name) == "manual")
-        at = _time_of(self._change, self._client_id, self._turn.now_ms)
+        at = _time_of(self._change, self._client_id, now_ms)
         write = Write(self._change.op, at, fields, self._change.base_version, manual)
         decision = decide(row.history, write)
         if decision.contested:
@@ -254,50 +249,51 @@ class _Change:
             case "missing":
                 raise self._missing()
 
-    async def _find(self) -> _Row:
-        """Lock the row, if it is there for this user, and read what is known of it."""
-        table, change = self._table, self._change
+    async def look(self) -> None:
+        """Lock the row, if it is there for this user, and ask what is known of it."""
+        table, key = self._table, self._change.key
         await self._become_client("")
-        lock = "FOR UPDATE" if change.op == "delete" else "FOR NO KEY UPDATE"
-        cursor = await self._connection.execute(
+        self._named = await self._connection.execute(
+            sql.SQL("SELECT set_config('cloudsync.key', {}, true) FROM {} AS {}").format(
+                expression(table.key_text_expression), _RECORD, _typed("t", table, table.key)
+            ),
+            (record(table, key),),
+        )
+        lock = "FOR UPDATE" if self._change.op == "delete" else "FOR NO KEY UPDATE"
+        self._found = await self._connection.execute(
             sql.SQL(
-                "SELECT {key_text} FROM (SELECT %s::jsonb AS key) AS k JOIN {table} AS t ON {same}"
-                " {lock} OF t"
+                "SELECT set_config('cloudsync.key', {key_text}, true)"
+                " FROM (SELECT %s::jsonb AS key) AS k JOIN {table} AS t ON {same} {lock} OF t"
             ).format(
                 key_text=expression(table.key_text_expression),
                 table=_identifier(table),
                 same=expression(table.key_condition, key="k.key"),
                 lock=sql.SQL(lock),
             ),
-            (json_object(change.key),),
+            (json_object(key),),
         )
-        found = await cursor.fetchone()
+        self._known = await self._ask_history()
+
+    async def _find(self, *, settled: bool) -> _Row:
+        """The row as `look` found it."""
+        found = await self._found.fetchone()
         exists = found is not None
-        if found is None:
-            cursor = await self._connection.execute(
-                sql.SQL("SELECT {} FROM {} AS {}").format(
-                    expression(table.key_text_expression), _RECORD, _typed("t", table, table.key)
-                ),
-                (record(table, change.key),),
-            )
-            found = await cursor.fetchone()
+        found = found or await self._named.fetchone()
         assert found is not None  # noqa: S101 - a record has one row
-        await self._connection.execute(_BECOME_SERVICE)
-        cursor = await self._connection.execute(_HISTORY, (table.table_id, found[0]))
-        state = await cursor.fetchone()
+        state = await self._known.fetchone()
         if state is None:
             return _Row(found[0], History(exists))
         version, stamps, deleted, audience, image = state
         if exists == deleted:
             # What is known is not of the row that was found: somebody came between, or it is hidden.
-            if not self._settled:
+            if not settled:
                 raise _Moved
             return _Row(found[0], History(exists, version))
         history = History(exists, version, stamps_of(stamps))
         if exists:
             return _Row(found[0], history)
         row = _Row(found[0], history, audience, _image(image) if image else None)
-        if change.op != "create" and not self._could_see(row):
+        if self._change.op != "create" and not self._could_see(row):
             raise self._missing()
         return row
 
@@ -341,9 +337,9 @@ class _Change:
             )
             parameters.append(record(table, self._values, decision.fields))
         cursor = await self._connection.execute(statement, parameters)
+        version, stamps = await self._written(row)
         if cursor.rowcount != 1:
             raise ChangeRefused("refused", f"A trigger of {table.name} refused the change.")
-        version, stamps = await self._written(row)
         missing = {
             name: Stamp(version, decision.at)
             for name in decision.fields
@@ -396,11 +392,11 @@ class _Change:
             ),
             (record(table, values, names),),
         )
+        version, _ = await self._written(row)
         if cursor.rowcount != 1:
-            if self._settled:
+            if self._is_settled:
                 raise ChangeRefused("row_exists", f"{table.name} has a row with this key already.")
             raise _Moved
-        version, _ = await self._written(row)
         if row.history.version and version != row.history.version + 1:
             raise _Moved
         return version
@@ -408,10 +404,14 @@ class _Change:
     async def _written(self, row: _Row) -> tuple[int, Mapping[str, Stamp]]:
         """The row's version and stamps after a statement, with every deferred rule checked."""
         await self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        await self._connection.execute(_BECOME_SERVICE)
-        cursor = await self._connection.execute(_HISTORY, (self._table.table_id, row.key_text))
+        cursor = await self._ask_history()
+        await self._pipeline.sync()
         state = await cursor.fetchone()
         return (state[0], stamps_of(state[1])) if state is not None else (row.history.version, {})
+
+    async def _ask_history(self) -> AsyncCursor[Any]:
+        await self._connection.execute(_BECOME_SERVICE)
+        return await self._connection.execute(_HISTORY, (self._table.table_id,))
 
     async def _note(
         self, row: _Row, version: int, stamps: Mapping[str, Stamp], image: Values | None = None
