@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -98,6 +99,26 @@ async def test_head_and_trim_of_an_empty_database(client: redis.asyncio.Redis) -
     await writer.write_head(Position(5, 2), 77)
     assert await client.get(keys.head) == b"5-2 77"
     assert writer.tails == [ORIGIN] * 16
+
+
+async def test_a_relay_whose_clock_is_ahead_trims_nothing(
+    client: redis.asyncio.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its predecessor wrote by a right clock is not an hour old."""
+    keys = fresh_keys()
+    await append(FeedWriter(client, keys, KEYRING), make_event(10))
+    true_time = time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: true_time() + 3 * 3600)
+        patched.setattr(time, "time_ns", lambda: int((true_time() + 3 * 3600) * 10**9))
+        successor = FeedWriter(client, keys, KEYRING)
+        await successor.load_tails()
+        await append(successor, make_event(20))
+        await client.set(keys.done(0), "20-1")
+        await successor.trim(keep_s=3600, budget_bytes=10**9)
+    assert [entry_id for entry_id, _ in await client.xrange(keys.feed(0))] == [b"10-1", b"20-1"]
+    await successor.trim(keep_s=-60, budget_bytes=10**9)  # what is old enough goes, but for the last
+    assert [entry_id for entry_id, _ in await client.xrange(keys.feed(0))] == [b"20-1"]
 
 
 def test_every_key_names_database_and_epoch_and_shards_share_a_hash_tag() -> None:

@@ -212,6 +212,29 @@ async def test_only_the_dead_are_reaped(client: redis.asyncio.Redis, blocking: r
     assert await client.exists(keys.stream("dead"), keys.sent("dead"), keys.token("dead")) == 0
 
 
+async def test_nobodys_clock_makes_another_one_dead(
+    client: redis.asyncio.Redis, blocking: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = fresh_keys()
+    gateway = GatewayRegistration(client, keys, "gw1")
+    await gateway.register()
+    true_time, hours_s = time.time, 3 * 3600
+
+    async def swept_until(now_s: float) -> None:
+        await client.set(keys.reaper, f"{int(now_s * 1000) - 60_000} {int(now_s * 1000)}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: true_time() - hours_s)
+        assert await gateway.beat()
+    await swept_until(true_time())
+    assert reap(blocking, keys) == []  # the gateway is behind
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: true_time() + hours_s)
+        await swept_until(time.time())
+        assert reap(blocking, keys) == []  # the reaper is ahead
+    assert await client.zcard(keys.gateways) == 1
+
+
 async def test_an_outage_of_redis_reaps_nobody(client: redis.asyncio.Redis, blocking: redis.Redis) -> None:
     keys = fresh_keys()
     gateway = GatewayRegistration(client, keys, "gw1")
