@@ -17,8 +17,8 @@ from cloudsync.verify.runner import Report
 from oracle.conftest import REGRESSIONS, explain
 
 T = TypeVar("T")
-EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "30"))
-FAULTY = int(os.environ.get("ORACLE_FAULTY_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "20"))
+FAULTY = int(os.environ.get("ORACLE_FAULTY_EXAMPLES", "5"))
 
 
 class Drawn:

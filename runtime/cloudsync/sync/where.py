@@ -153,6 +153,10 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
         column = table.columns[condition.column]
         name = sql.SQL("t.{}").format(sql.Identifier(column.name))
         if condition.operator == "is_null":
+            if column.kind == "opaque":
+                # What is null in a row's JSON: the live stream sees nothing else. JSON's own null is, too,
+                # and a composite value of nulls, which IS NULL in SQL, is not.
+                name = sql.SQL("nullif(to_jsonb({}), 'null'::jsonb)").format(name)
             parts.append(sql.SQL("{} IS NULL" if condition.operand else "{} IS NOT NULL").format(name))
             continue
         cast = sql.SQL(_CASTS.get(column.base_type, column.base_type))

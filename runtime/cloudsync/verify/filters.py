@@ -26,7 +26,8 @@ def translate(table: Table, conditions: tuple[Condition, ...]) -> tuple[Where | 
         operators = where.setdefault(column.name, {})
         if operator == "is_null":
             operators[operator] = numbers[0] % 2 == 0
-            text = "{} IS NULL" if operators[operator] else "{} IS NOT NULL"
+            null = "({0} IS NULL OR {0} = 'null'::jsonb)" if kind.name == "jsonb" else "{} IS NULL"
+            text = null if operators[operator] else f"NOT {null}"
             parts[column.name, operator] = sql.SQL(text).format(column.identifier)
             continue
         cast = kind.cast_in(table.schema)
