@@ -80,10 +80,11 @@ class _Pair:
     async def write(self, seconds: float, rate: float) -> list[int]:
         """The numbers of the changes that were sent."""
         chance = random.Random(7)  # noqa: S311 - the same load every time
-        began = time.monotonic()
+        due = time.monotonic()
         numbers = []
-        for turn in range(round(seconds * rate)):
-            await asyncio.sleep(max(0.0, began + turn / rate - time.monotonic()))
+        for _ in range(round(seconds * rate)):
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            due = max(due + 1 / rate, time.monotonic())  # made up for, a pause would break the limit
             number = len(self.sent) + 1
             change = _change(number, chance)
             self.sent[number] = time.monotonic()
