@@ -159,6 +159,8 @@ def variables(
             "CLOUDSYNC_GATEWAY_URL_TEMPLATE": f"wss://{settings.edge.domain}/ws/{{cell}}",
             "CLOUDSYNC_CELL_BUCKETS": _buckets(settings),
         }
+    if process is PUBLISHER:
+        found["CLOUDSYNC_ENVIRONMENT"] = settings.name
     if process is GATEWAY:
         found |= {
             "CLOUDSYNC_GATEWAY_HOST": "0.0.0.0",  # noqa: S104 - as above

@@ -182,6 +182,14 @@ def api() -> None:
     server.run(_process())
 
 
+@app.command(rich_help_panel=_PROCESSES)
+def publisher() -> None:
+    """Write to CloudWatch what scaling and alarms read: backlog, connections, and how the relay is."""
+    from cloudsync.metrics import cloudwatch
+
+    cloudwatch.run(_process())
+
+
 @keyring.command("rotate")
 def keyring_rotate(
     known_for: Annotated[

@@ -6,8 +6,8 @@ from typing import Final
 
 from cloudsync.metrics import definitions
 
-NAMESPACE: Final = "CloudSync"
+NAMESPACE: Final = definitions.CLOUDWATCH_NAMESPACE
 BACKLOG: Final = definitions.BACKLOG.name
 CONNECTIONS: Final = definitions.CONNECTIONS.name
-ENVIRONMENT: Final = "Environment"
-CELL: Final = "Cell"
+ENVIRONMENT: Final = definitions.CLOUDWATCH_ENVIRONMENT
+CELL: Final = definitions.CLOUDWATCH_CELL

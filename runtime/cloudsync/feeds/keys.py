@@ -110,6 +110,11 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
         return self._global("gateways")
 
     @property
+    def cells(self) -> str:
+        """In which cell each gateway is."""
+        return self._global("cells")
+
+    @property
     def receipts(self) -> str:
         """What gateways tell the audit of what they have handed out."""
         return self._global("receipts")

@@ -314,7 +314,7 @@ class Gateway:
 
     async def _register(self, keys: Keys) -> None:
         await self.subscriptions.load_catalog()
-        registration = GatewayRegistration(self._redis, keys, self.gateway_id)
+        registration = GatewayRegistration(self._redis, keys, self.gateway_id, cell=self.settings.cell)
         await registration.register()
         self.keys = keys
         self._registration = registration

@@ -16,6 +16,11 @@ Unit = Literal[
 Severity = Literal["warning", "critical"]
 Aggregation = Literal["avg", "max", "sum"]
 
+CLOUDWATCH_NAMESPACE: Final = "CloudSync"
+CLOUDWATCH_ENVIRONMENT: Final = "Environment"
+"""A dimension of every metric in CloudWatch; connections also come with that of their cell."""
+CLOUDWATCH_CELL: Final = "Cell"
+
 PROCESS_TAG: Final = "process"
 """On every metric: relay, routing, general, gateway, api or publisher."""
 

@@ -38,10 +38,11 @@ _WAIT_S: Final = 0.05
 class GatewayRegistration:
     """One gateway's presence in the registry."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, gateway_id: str) -> None:
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, gateway_id: str, *, cell: int = 1) -> None:
         self._redis = client
         self._keys = keys
         self._gateway_id = gateway_id
+        self._cell = cell
         self._beat = client.register_script(BEAT)
         self._register = client.register_script(REGISTER)
         self._token = ""
@@ -57,6 +58,8 @@ class GatewayRegistration:
             await asyncio.sleep(_WAIT_S)
         await self._give_back()  # a predecessor that was killed and is followed at once is never reaped
         await self._redis.delete(k.stream(gateway_id), k.sent(gateway_id))
+        told: Any = self._redis.hset(k.cells, gateway_id, str(self._cell))
+        await told
         await self._say_alive()
 
     async def beat(self) -> bool:
@@ -83,6 +86,8 @@ class GatewayRegistration:
             return
         await self._give_back()
         await self._redis.zrem(k.gateways, gateway_id)
+        forgotten: Any = self._redis.hdel(k.cells, gateway_id)
+        await forgotten
         await self._redis.delete(k.token(gateway_id), k.stream(gateway_id), k.sent(gateway_id))
 
     async def _give_back(self) -> None:
@@ -133,6 +138,7 @@ def _reap_one(client: redis.Redis, keys: Keys, gateway_id: str) -> bool:
             pipeline.execute()
     client.delete(keys.stream(gateway_id), keys.sent(gateway_id))
     client.zrem(keys.gateways, gateway_id)
+    client.hdel(keys.cells, gateway_id)
     client.eval(RELEASE, 1, keys.token(gateway_id), mine)
     return True
 
