@@ -211,6 +211,8 @@ class Outlet:
         return state.tails
 
     async def _new_epoch(self, redis: Redis, state: RelayState, found: str | None) -> FeedWriter:
+        # First: who reads what is half removed would take it for feeds in which nothing waits.
+        await redis.delete(epoch_key(state.database_id))
         for old in {state.epoch, found} - {None, ENDED}:
             await _remove(redis, Keys(state.database_id, str(old)))
         epoch = secrets.token_hex(4)

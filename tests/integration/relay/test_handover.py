@@ -21,6 +21,7 @@ from cloudsync.feeds.feed import decode_events
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import GatewayRegistration
+from cloudsync.relay import outlet
 from cloudsync.relay.handover import Handover
 from cloudsync.relay.outlet import UNAVAILABLE, Outlet
 from cloudsync.relay.parking import Parking
@@ -369,3 +370,21 @@ async def test_a_full_redis_keeps_less_instead_of_stopping(
     assert 0 < server.xlen(keys.feed(0)) < 100  # type: ignore[operator]
     assert server.exists(keys.floor(0))
     assert rows(database) == 0
+
+
+async def test_an_epoch_is_over_before_its_keys_go(
+    relay: Relay, server: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway that read feeds half removed would take what they held for handed out."""
+    epochs: list[bytes | None] = []
+    remove = outlet._remove
+
+    async def watched(client: Any, keys: Keys) -> None:
+        epochs.append(server.get(epoch_key(keys.database_id)))
+        await remove(client, keys)
+
+    monkeypatch.setattr(outlet, "_remove", watched)
+    await relay.take(*changes(10))
+    relay.outlet.end_epoch(relay.state)
+    await relay.outlet.open(relay.state)
+    assert epochs == [None]
