@@ -75,7 +75,8 @@ class DeliveryStream:
         seen = self.canary_seen[nonce] = asyncio.get_running_loop().create_future()
         try:
             await self._redis.xadd(self._keys.stream(self._gateway_id), {"c": nonce})
-            await asyncio.wait_for(seen, timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for may swallow a cancellation before Python 3.12
+                await seen
         finally:
             self.canary_seen.pop(nonce, None)
 

@@ -401,10 +401,13 @@ class Subscriptions:
             self._table_changed(subscription, event.op)
 
     async def _reload_catalog(self) -> None:
-        try:
-            await self.load_catalog()
-        except (psycopg.Error, PoolTimeout) as error:
-            _log.warning("catalog not reloaded", reason=type(error).__name__)
+        """However long PostgreSQL is away: views that start over by the old catalog would stay wrong."""
+        while True:
+            try:
+                return await self.load_catalog()
+            except (psycopg.Error, PoolTimeout) as error:
+                _log.warning("catalog not reloaded", reason=type(error).__name__)
+                await asyncio.sleep(_RETRY_S)
 
     def _table_changed(self, subscription: Subscription, op: str) -> None:
         """A whole table changed: the view starts over, or ends with the table."""
