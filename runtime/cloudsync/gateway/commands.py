@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -15,19 +15,28 @@ from cloudsync.feeds.connection import connect_async
 _RETRY_S: Final = 0.5
 
 
-async def watch(redis_url: str, on_message: Mapping[str, Callable[[str], None]]) -> None:
+async def watch(
+    redis_url: str,
+    on_message: Mapping[str, Callable[[str], None]],
+    on_listening: Callable[[], Awaitable[None]],
+) -> None:
     """Call what belongs to a channel with each text published there, until cancelled.
 
-    Nothing is kept for a watcher that is away: whoever must be heard asks again.
+    Nothing is kept for a watcher that is away: `on_listening` is awaited whenever listening begins, also
+    again (the driver may connect by itself), and finds out what was said meanwhile.
     """
     while True:
         client: Redis = connect_async(redis_url)
         try:
-            async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+            async with client.pubsub() as pubsub:
                 await pubsub.subscribe(*on_message)
                 while True:
                     message: Any = await pubsub.get_message(timeout=5)
-                    if message is not None:
+                    if message is None:
+                        continue
+                    if message["type"] == "subscribe":
+                        await on_listening()
+                    else:
                         on_message[message["channel"].decode()](message["data"].decode())
         except (RedisError, OSError):
             await asyncio.sleep(_RETRY_S)

@@ -45,7 +45,7 @@ from cloudsync.protocol.messages import Error, Heartbeat, Hello
 from cloudsync.registry import clients
 from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.gateways import GatewayRegistration
-from cloudsync.registry.revocations import VOUCHES_FOR_S, was_revoked
+from cloudsync.registry.revocations import VOUCHES_FOR_S, revoked_lately, was_revoked
 from cloudsync.registry.topics import TopicDirectory
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
@@ -128,18 +128,19 @@ class Gateway:
         await self.pool.open()
         await self.writes.open()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._keep_registered())
-                tasks.create_task(self._tend_connections())
-                tasks.create_task(self._checksums.run())
-                tasks.create_task(
-                    watch(
-                        self.settings.redis_events_url,
-                        {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
-                    )
-                )
-                if self.journal is not None:
-                    tasks.create_task(self.journal.run())
+            endless = [
+                self._keep_registered(),
+                self._tend_connections(),
+                self._checksums.run(),
+                watch(
+                    self.settings.redis_events_url,
+                    {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
+                    self._revoke_missed,
+                ),
+            ]
+            if self.journal is not None:
+                endless.append(self.journal.run())
+            await until_one_fails(*endless)
         finally:
             await self.subscriptions.stop()
             if self.journal is not None:
@@ -313,15 +314,12 @@ class Gateway:
         return Keys(row[0], epoch) if epoch else None
 
     async def _register(self, keys: Keys) -> None:
+        self.subscriptions.interrupt()  # also what an attempt that failed half-way has begun
         await self.subscriptions.load_catalog()
         registration = GatewayRegistration(self._redis, keys, self.gateway_id, cell=self.settings.cell)
         await registration.register()
         self.keys = keys
         self._registration = registration
-        self._stream = DeliveryStream(
-            self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event,
-            self._receipts,
-        )  # fmt: skip
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
         for connection in self.connections:
             if connection.live and connection.principal is not None and connection.client_id is not None:
@@ -344,6 +342,11 @@ class Gateway:
             gateway_id=self.gateway_id,
             watermark=lambda: self._watermark,
         )
+        # Last: without it a next attempt begins anew, where topics are not hosted and nothing has caught up.
+        self._stream = DeliveryStream(
+            self._blocking, keys, self.keyring, self.gateway_id, self.hub, self.subscriptions.table_event,
+            self._receipts,
+        )  # fmt: skip
         _log.info("registered", gateway=self.gateway_id, database=keys.database_id, epoch=keys.epoch)
 
     def _set_degraded(self, degraded: bool) -> None:
@@ -360,10 +363,11 @@ class Gateway:
         assert self._registration is not None  # noqa: S101 - a stream exists only when registered
         assert self.keys is not None  # noqa: S101
         while True:
-            if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
-                raise Lost("a new epoch began")
             settling = self.subscriptions.unsettled()
             watermark = await read_watermark(self._redis, self.keys, stream)
+            # Behind the reading: an epoch ends before its keys go, and what is half gone looks routed.
+            if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
+                raise Lost("a new epoch began")
             if not await self._registration.beat():
                 raise Lost("reaped, or Redis is another server now")
             if watermark is not None:
@@ -448,6 +452,12 @@ class Gateway:
         for connection in list(self.connections):
             if connection.client_id == client_id:
                 connection.close(Close.CLIENT_REVOKED, Error("unknown_client", "This client was revoked."))
+
+    async def _revoke_missed(self) -> None:
+        """Whoever was revoked while nobody listened."""
+        revoked = await revoked_lately(self._redis)
+        for client_id in {connection.client_id for connection in self.connections} & revoked:
+            self._revoke(str(client_id))
 
     def _asked_to_drain(self, gateway_id: str) -> None:
         if gateway_id == self.gateway_id:

@@ -125,6 +125,7 @@ class WebSocketHandler:
             code = error.code if error.code == "bad_frame" else "hello_expected"
             connection.close(Close.PROTOCOL_ERROR, Error(code, str(error)))
             return False
+        connection.client_id = hello.client_id  # before it is verified: a revocation from here on is heard
         cursor = gateway.open_for(principal, hello)
         try:
             last_mutation = await gateway.verify(principal, hello.client_id, cursor)
@@ -161,7 +162,6 @@ class WebSocketHandler:
             return False
         gateway.users[place] = gateway.users.get(place, 0) + 1
         connection.principal = principal
-        connection.client_id = hello.client_id
         gateway.joined(connection)
         goes_on = resumed in ("replay", "differential")
         connection.cursor_sent = cursor if goes_on else gateway.cursor

@@ -34,3 +34,9 @@ async def was_revoked(client: redis.asyncio.Redis, client_id: str) -> bool:
     """Whether the client was revoked since any cursor that could vouch for it. Raises redis errors."""
     score: Any = await client.zscore(REVOKED_CLIENTS, client_id)
     return score is not None
+
+
+async def revoked_lately(client: redis.asyncio.Redis) -> set[str]:
+    """Every client that was revoked while cursors of then can vouch for it. Raises redis errors."""
+    members: Any = await client.zrange(REVOKED_CLIENTS, 0, -1)
+    return {member.decode() for member in members}
