@@ -114,7 +114,7 @@ async def test_a_schema_is_read_anew_however_often_postgresql_fails(gateway: Gat
         )
         event = msgspec.structs.replace(make_event(1), op=SCHEMA, table="public.t")
         gateway.subscriptions.table_event(event)
-        catalog = gateway.subscriptions._catalog
+        catalog = gateway.subscriptions.catalog
         await eventually_async(lambda: "added" in catalog.find("public.t").columns)
         await gateway.subscriptions.stop()
 
