@@ -112,7 +112,7 @@ class WebSocketHandler:
             return False
         if len(gateway.connections) > gateway.settings.connections_per_gateway:
             error_frame = Error("limit_reached", "This gateway has all the connections that it may have.")
-            connection.close(Close.TOO_MANY_CONNECTIONS, error_frame)
+            connection.close(Close.SERVER_ERROR, error_frame)  # another one may have room
             return False
         text = await _next_text(receive, connection)
         if text is None:

@@ -182,6 +182,8 @@ class Replayer:
         """This registration is over: let nobody wait for it, and keep nothing."""
         if self._rounds is not None:
             self._rounds.cancel()
+        for returning in self._waiting:  # a round that has not begun cannot tell them
+            returning.refuse(Interrupted())
         if self._forgetting is not None:
             self._forgetting.cancel()
         self.history.forget()

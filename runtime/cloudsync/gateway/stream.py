@@ -163,11 +163,12 @@ class DeliveryStream:
 
     async def _report(self) -> None:
         """Tell Redis what has been taken, so that the stream stays short and within its budget."""
-        taken, self._unreported_bytes = self._unreported_bytes, 0
+        taken = self._unreported_bytes
         self._report_due = time.monotonic() + _CONSUMED_EVERY_S
         ms, _, number = self.last_id.partition("-")
         names = [self._keys.stream(self._gateway_id), self._keys.sent(self._gateway_id)]
         await self._consumed(keys=names, args=[f"{ms}-{int(number) + 1}", taken])
+        self._unreported_bytes -= taken
 
 
 def _drop_repeats(delivery: Delivery, known: Position) -> None:

@@ -22,7 +22,7 @@ from cloudsync import logs
 from cloudsync.audit.journal import Journal
 from cloudsync.audit.records import SUBSCRIPTION_REFUSED, Record
 from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
-from cloudsync.events import DROP, SCHEMA, ChangeEvent, Position
+from cloudsync.events import DROP, SCHEMA, ChangeEvent
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
@@ -184,13 +184,17 @@ class Subscriptions:
             self.resumption.replayer.stop()
 
     def restart(self, watermark: Cursor | None) -> None:
-        """This gateway is registered anew: everything catches up from where it was, at best the watermark."""
+        """This gateway is registered anew: everything catches up from where it was, else from the watermark.
+
+        What was not settled yet keeps its own beginning: the watermark may be of a later epoch, from before
+        which the feeds know nothing.
+        """
         for hosted in list(self._hub.topics.values()):
             for subscription in hosted.subscriptions():
                 building = subscription.held is not None and subscription.since is None
                 if subscription.task is not None:
                     subscription.task.cancel()
-                since = min(filter(None, (subscription.since, watermark)), key=_place, default=None)
+                since = subscription.since or watermark
                 if building or since is None:
                     self._reset(subscription, "resync")
                     continue
@@ -512,10 +516,6 @@ class Subscriptions:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("task failed", exc_info=task.exception())
-
-
-def _place(cursor: Cursor) -> Position:
-    return cursor.position
 
 
 def _compares_differently(before: TableColumn, now: TableColumn) -> bool:

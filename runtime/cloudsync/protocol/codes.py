@@ -35,13 +35,13 @@ CLOSE_MEANINGS: Final[dict[Close, str]] = {
     Close.TOKEN_EXPIRED: "The token expired; connect with a new one.",
     Close.SLOW: "The client did not keep up with its subscriptions.",
     Close.NO_ACK: "Nothing was acknowledged for too long.",
-    Close.SERVER_ERROR: "The gateway met an error or lost its place; connect again.",
+    Close.SERVER_ERROR: "The gateway met an error, is full or lost its place; connect again.",
     Close.MOVED: "The user belongs to another cell; ask /v1/endpoint again.",
     Close.BAD_TOKEN: "The token is missing, malformed or not for this platform.",
     Close.CLIENT_REVOKED: "The client id is unknown, another user's, or revoked.",
     Close.PROTOCOL_ERROR: "The client broke the protocol.",
     Close.TENANT_DISABLED: "The tenant is disabled.",
-    Close.TOO_MANY_CONNECTIONS: "The user or the gateway has too many connections.",
+    Close.TOO_MANY_CONNECTIONS: "The user has too many connections.",
 }
 
 ERROR_MEANINGS: Final[dict[str, str]] = {
