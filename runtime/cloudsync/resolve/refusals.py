@@ -15,7 +15,7 @@ from cloudsync.errors import RequestError
 class ChangeRefused(RequestError):
     """The change is not applied and will not be."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str = RequestError.code, message: str | None = None) -> None:
         super().__init__(message)
         self.code = code  # type: ignore[misc]  # one of the registered codes
 
