@@ -19,6 +19,7 @@ from cloudsync.audit.records import CLOSED, Record, gap
 from cloudsync.audit.writer import ChainWriter
 from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings
+from cloudsync.tokens import Principal
 
 _QUEUE: Final = 20_000
 _BATCH: Final = 1000
@@ -99,3 +100,15 @@ def open_journal(settings: Settings, keyring: Keyring, *, role: str) -> Journal 
     if not settings.audit_enabled:
         return None
     return Journal(ChainWriter(settings.postgres_url, key=chain_key(keyring), role=role))
+
+
+def note(
+    journal: Journal | None, kind: str, principal: Principal | None, client_id: str | None, *,
+    table: str | None = None, outcome: str | None = None,
+) -> None:  # fmt: skip
+    """Leave what a principal did, or was refused, to the audit, if there is one."""
+    if journal is not None:
+        tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
+        journal.note(
+            Record(kind=kind, tenant=tenant, user=user, client=client_id, table=table, outcome=outcome)
+        )

@@ -19,9 +19,9 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.exceptions import RedisError
 
 from cloudsync import logs
-from cloudsync.audit.journal import Journal, open_journal
+from cloudsync.audit.journal import Journal, note, open_journal
 from cloudsync.audit.receipts import Receipts
-from cloudsync.audit.records import CONNECTED, Record
+from cloudsync.audit.records import CONNECTED
 from cloudsync.errors import ClientRefused, SealBroken
 from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
@@ -252,9 +252,7 @@ class Gateway:
         outcome: str | None = None,
     ) -> None:  # fmt: skip
         """Leave a security event to the audit."""
-        if self.journal is not None:
-            tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
-            self.journal.note(Record(kind=kind, tenant=tenant, user=user, client=client_id, outcome=outcome))
+        note(self.journal, kind, principal, client_id, outcome=outcome)
 
     async def drain(self) -> None:
         """Take nobody in any more, and send every client elsewhere."""

@@ -12,7 +12,6 @@ from typing import Final
 
 from cloudsync.gateway.news import RowState
 from cloudsync.protocol.frames import Body, batches, single
-from cloudsync.sync.snapshot import Visibility
 
 _NO_LIMIT: Final = 1 << 62  # rows were counted already
 
@@ -41,11 +40,6 @@ class LatestRows:
         more = row.size_bytes - (known.size_bytes if known is not None else 0)
         self.size_bytes += more
         return more
-
-    def keep_unseen(self, visibility: Visibility) -> None:
-        """Drop what a snapshot shows anyway."""
-        self._rows = {k: r for k, r in self._rows.items() if not visibility.includes(r.event.xid)}
-        self.size_bytes = sum(r.size_bytes for r in self._rows.values())
 
     def take(self, limit_bytes: int) -> Body:
         """The next frame: rows that waited longest, within the limit (a larger row travels alone)."""

@@ -19,8 +19,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.exceptions import RedisError
 
 from cloudsync import logs
-from cloudsync.audit.journal import Journal
-from cloudsync.audit.records import SUBSCRIPTION_REFUSED, Record
+from cloudsync.audit.journal import Journal, note
+from cloudsync.audit.records import SUBSCRIPTION_REFUSED
 from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
 from cloudsync.gateway.checksums import Checksums
@@ -227,9 +227,7 @@ class Subscriptions:
         try:
             table, subscription = await self._prepare(connection, request)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for ever
-            answer = _error(error, request.id)
-            connection.control(answer)
-            self._note_refusal(connection, request, answer.code)
+            self._refuse(connection, request, error)
             return
         finally:
             self._asked_over(connection, request.id)
@@ -241,9 +239,7 @@ class Subscriptions:
         try:
             _, subscription = await self._prepare_patiently(connection, request)
         except Exception as error:  # noqa: BLE001 - as above
-            answer = _error(error, request.id)
-            connection.control(answer)
-            self._note_refusal(connection, request, answer.code)
+            self._refuse(connection, request, error)
             return
         finally:
             self._asked_over(connection, request.id)
@@ -382,19 +378,13 @@ class Subscriptions:
         for verdict, text in answers:
             connection.push(subscription.sub, single(verdict, text))
 
-    def _note_refusal(self, connection: Connection, request: Subscribe, code: str) -> None:
-        principal = connection.principal
-        if self._journal is not None and principal is not None:
-            self._journal.note(
-                Record(
-                    kind=SUBSCRIPTION_REFUSED,
-                    tenant=principal.tenant,
-                    user=principal.user,
-                    client=connection.client_id,
-                    table=request.table[:200],
-                    outcome=code,
-                )
-            )
+    def _refuse(self, connection: Connection, request: Subscribe, error: Exception) -> None:
+        answer = _error(error, request.id)
+        connection.control(answer)
+        note(
+            self._journal, SUBSCRIPTION_REFUSED, connection.principal, connection.client_id,
+            table=request.table[:200], outcome=answer.code,
+        )  # fmt: skip
 
     # Tables that change
 

@@ -17,8 +17,8 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from cloudsync import logs
-from cloudsync.audit.journal import Journal
-from cloudsync.audit.records import CHANGE_REJECTED, Record
+from cloudsync.audit.journal import Journal, note
+from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.events import Position, parse_lsn
 from cloudsync.gateway.connection import Connection
@@ -163,7 +163,10 @@ class Writes:
             answer = await writer.write(database, catalog, principal, client_id, change)
             connection.control(answer)
             if isinstance(answer, ChangeRejected):
-                self._note_rejection(connection, change, answer)
+                note(
+                    self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
+                    table=change.table[:130], outcome=answer.code,
+                )  # fmt: skip
                 return
             cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
             row = await cursor.fetchone()
@@ -178,17 +181,3 @@ class Writes:
         while queue.changes:
             behind = queue.changes.popleft()
             connection.control(Error(code, message, str(behind.id)))
-
-    def _note_rejection(self, connection: Connection, change: ChangeRequest, answer: ChangeRejected) -> None:
-        principal = connection.principal
-        if self._journal is not None and principal is not None:
-            self._journal.note(
-                Record(
-                    kind=CHANGE_REJECTED,
-                    tenant=principal.tenant,
-                    user=principal.user,
-                    client=connection.client_id,
-                    table=change.table[:130],
-                    outcome=answer.code,
-                )
-            )

@@ -132,9 +132,6 @@ class RegistryView:
         """Every hosted topic of a tenant that `refresh` was called with."""
         return iter(self._tenants.get(self._tags.get(tenant, ""), {}).values())
 
-    def tenants(self) -> list[str]:
-        return list(self._tags)
-
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop a gateway that turned out not to be registered; it registers anew when it comes back."""
         for tenant, tag in self._tags.items():
