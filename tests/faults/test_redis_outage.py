@@ -60,11 +60,6 @@ def mode(world: World) -> str:
     return str(value)
 
 
-def epoch(world: World) -> str:
-    ((value,),) = world.run("SELECT epoch FROM cloudsync.relay_state")
-    return str(value)
-
-
 def parked(world: World) -> int:
     ((count,),) = world.run("SELECT count(*) FROM cloudsync.pending_events")
     return int(count)
@@ -93,7 +88,7 @@ def kill_relay(world: World) -> None:
 
 
 async def test_down_for_longer_than_a_gateway_may_be_silent(world: World, server: EmbeddedValkey) -> None:
-    before = epoch(world)
+    before = world.epoch()
     async with Load(world) as load:
         await load.flows()
         server.stop()
@@ -108,7 +103,7 @@ async def test_down_for_longer_than_a_gateway_may_be_silent(world: World, server
         report = await finish(world, load, "down for 3,000 changes")
         await eventually_async(lambda: not any(load.degraded), 20)
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
-    assert epoch(world) == before
+    assert world.epoch() == before
 
 
 async def test_silent_without_being_gone(world: World, server: EmbeddedValkey) -> None:
@@ -177,7 +172,7 @@ async def test_postgres_restarts_while_events_are_parked(world: World, server: E
 
 
 async def test_back_with_nothing(world: World, server: EmbeddedValkey) -> None:
-    before = epoch(world)
+    before = world.epoch()
     async with Load(world) as load:
         await load.flows()
         server.stop()
@@ -187,7 +182,7 @@ async def test_back_with_nothing(world: World, server: EmbeddedValkey) -> None:
         server.start()
         report = await finish(world, load, "back with nothing")
     assert report.write_errors == 0
-    assert epoch(world) != before
+    assert world.epoch() != before
 
 
 async def test_back_with_less_than_it_had_acknowledged(
@@ -200,14 +195,14 @@ async def test_back_with_less_than_it_had_acknowledged(
         shutil.copytree(server.folder, tmp_path / "earlier")
         server.start()
         await load.flows(200, 60)
-        before = epoch(world)
+        before = world.epoch()
         server.stop()
         _wipe(server)
         shutil.copytree(tmp_path / "earlier", server.folder, dirs_exist_ok=True)
         server.start()
         report = await finish(world, load, "back with less than it had acknowledged")
     assert report.write_errors == 0
-    assert epoch(world) == before
+    assert world.epoch() == before
     assert "appended again" in (world.platform.logs / "relay.log").read_text()
 
 

@@ -63,11 +63,6 @@ class Stopped:
         os.kill(self._pid, signal.SIGCONT)
 
 
-def epoch(world: World) -> str:
-    ((value,),) = world.run("SELECT epoch FROM cloudsync.relay_state")
-    return str(value)
-
-
 def drop_slot(world: World) -> None:
     slot = world.platform.settings("relay").slot_name
 
@@ -105,7 +100,7 @@ def invalidate_slot(world: World) -> None:
 async def test_a_lost_slot_is_replaced_and_nothing_is_missed(
     world: World, lose: Callable[[World], None]
 ) -> None:
-    before = epoch(world)
+    before = world.epoch()
     async with Load(world) as load:
         await load.flows()
         with Stopped(world, "relay"):
@@ -118,7 +113,7 @@ async def test_a_lost_slot_is_replaced_and_nothing_is_missed(
         account.note(f"slot lost: {lose.__name__}", report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
     assert (report.snapshots, report.reconnects) == (0, 0)  # no client had to come back
-    assert epoch(world) == before
+    assert world.epoch() == before
     log = (world.platform.logs / "relay.log").read_text()
     assert "the slot was lost: catching up from change_log" in log
     await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)
@@ -126,7 +121,7 @@ async def test_a_lost_slot_is_replaced_and_nothing_is_missed(
 
 async def test_a_slot_lost_for_longer_than_changes_are_kept(world: World) -> None:
     """What was missed cannot be told: nobody may believe that nothing was."""
-    before = epoch(world)
+    before = world.epoch()
     async with Load(world) as load:
         await load.flows()
         with Stopped(world, "relay"):
@@ -138,5 +133,5 @@ async def test_a_slot_lost_for_longer_than_changes_are_kept(world: World) -> Non
         report = await load.finish()
         account.note("slot lost for longer than changes are kept", report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
-    assert epoch(world) != before
+    assert world.epoch() != before
     await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)

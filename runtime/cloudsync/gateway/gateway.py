@@ -34,7 +34,7 @@ from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
-from cloudsync.gateway.watermark import Horizons, Watermark, read_watermark
+from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_watermark
 from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
@@ -316,7 +316,11 @@ class Gateway:
         await self.subscriptions.load_catalog()
         registration = GatewayRegistration(self._redis, keys, self.gateway_id, cell=self.settings.cell)
         await registration.register()
+        if self.keys is not None and self.keys.database_id != keys.database_id:
+            self._horizons = Horizons()  # another database: its positions and transactions are others
         self.keys = keys
+        if self.cursor is None:  # or a place that is lost before the first watermark would cost a resync
+            self._set_cursor(await read_beginning(self._redis, keys))
         self._registration = registration
         self.registry = ConnectionRegistry(self._redis, keys, self.keyring, self.gateway_id)
         for connection in self.connections:

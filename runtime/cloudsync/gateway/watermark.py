@@ -54,11 +54,38 @@ class Horizons:
         return next((horizon for known, horizon in reversed(self._known) if known <= position), 0)
 
 
+async def read_beginning(redis: Redis, keys: Keys) -> Watermark:
+    """Where a gateway that hosts no topic yet begins: whatever it subscribes from now on starts behind that.
+
+    The start of the epoch if nothing has been streamed in it. Raises redis errors.
+    """
+    streamed = await _read_feeds(redis, keys)
+    if streamed is None:
+        return Watermark(ORIGIN, ORIGIN, 0, 0)
+    return Watermark(streamed.head, streamed.head, streamed.horizon, streamed.fed_bytes)
+
+
 async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Watermark | None:
     """The watermark now; None if there is no `head` yet or the stream is far behind.
 
     Raises Gap, redis errors.
     """
+    streamed = await _read_feeds(redis, keys)
+    if streamed is None:
+        return None
+    sent = await stream.sent_positions()
+    newest = await stream.newest_id()
+    deadline_s = time.monotonic() + _DRAIN_S
+    while _order(stream.last_id) < _order(newest):
+        if time.monotonic() > deadline_s:
+            return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
+        await asyncio.sleep(_DRAIN_POLL_S)
+    stream.check_received(sent)
+    return streamed
+
+
+async def _read_feeds(redis: Redis, keys: Keys) -> Watermark | None:
+    """How far everything has been streamed and routed; None before the first `head` of an epoch."""
     head = await redis.get(keys.head)
     if head is None:
         return None
@@ -74,14 +101,6 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
         if tail is not None and tail != done:
             lowest = min(lowest, Position.from_entry_id(done) if done else ORIGIN)
         fed_bytes += int(fed or 0)
-    sent = await stream.sent_positions()
-    newest = await stream.newest_id()
-    deadline_s = time.monotonic() + _DRAIN_S
-    while _order(stream.last_id) < _order(newest):
-        if time.monotonic() > deadline_s:
-            return None  # much to read, or Redis lost the entry: the caller looks at the epoch again
-        await asyncio.sleep(_DRAIN_POLL_S)
-    stream.check_received(sent)
     return Watermark(lowest, position, int(horizon), fed_bytes)
 
 

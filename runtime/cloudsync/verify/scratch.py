@@ -11,7 +11,7 @@ from psycopg import sql
 
 from cloudsync.capture import tracking
 from cloudsync.capture.tracking import TrackedTable
-from cloudsync.errors import AccessError, NotTracked
+from cloudsync.errors import ConfigurationError, NotTracked
 from cloudsync.verify.program import KEYS, Shape
 from cloudsync.verify.tables import Table, members_table, mood_type
 
@@ -19,7 +19,7 @@ PREFIX: Final = "cloudsync_verify_"
 CLOCK: Final = "clock"
 
 
-class RightMissing(AccessError):
+class RightMissing(ConfigurationError):
     """The role of the PostgreSQL URL lacks a right that verification needs."""
 
     code = "right_missing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -22,8 +23,10 @@ from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.stream import DeliveryStream
 from cloudsync.keyring import Keyring
 from cloudsync.protocol.codes import Close
+from cloudsync.protocol.messages import Subscribe
 from cloudsync.registry.topics import make_topic
 from cloudsync.settings import Settings
+from cloudsync.tokens import Principal
 from integration.routing.flow import make_event
 from waiting import eventually_async
 
@@ -99,6 +102,34 @@ async def test_who_was_revoked_while_nobody_listened_is_closed(gateway: Gateway,
         await eventually_async(lambda: connection.close_code)
         assert connection.close_code is Close.CLIENT_REVOKED
         assert other.close_code is None
+
+
+async def test_a_place_lost_before_the_first_watermark_costs_no_resync(
+    gateway: Gateway, server: redis.Redis, database: str
+) -> None:
+    """The relay has not written `head` yet: what is subscribed goes on from the epoch's beginning."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (id integer PRIMARY KEY, tenant_id text)")
+        connection.execute("SELECT cloudsync.track('t')")
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(json.loads(message["text"]))
+
+    client = Connection(send, gateway.settings)
+    client.principal = Principal("acme", "ann", 2**40)
+    client.client_id = "c_ann"
+    async with running(gateway):
+        await eventually_async(lambda: is_ready(gateway))
+        gateway.connections.add(client)
+        gateway.subscriptions.subscribe(client, Subscribe("s", "t"))
+        await eventually_async(lambda: any(frame.get("last") for frame in sent))
+        before = server.get(KEYS.token("gw-1"))
+        server.delete(KEYS.token("gw-1"))
+        await eventually_async(lambda: server.get(KEYS.token("gw-1")) not in (None, before))
+        seen = len(sent)
+        await eventually_async(lambda: any(frame.get("last") for frame in sent[seen:]))
+        assert not any(frame["type"] == "subscription.reset" for frame in sent)
 
 
 async def test_a_schema_is_read_anew_however_often_postgresql_fails(gateway: Gateway, database: str) -> None:

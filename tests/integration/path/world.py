@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudsync.client.raw import RawConnection
 from cloudsync.dev.platform import Platform
 from cloudsync.sync.snapshot import SESSION_OPTIONS
-from waiting import eventually_async
+from waiting import eventually, eventually_async
 
 _numbers = itertools.count(1)
 
@@ -64,6 +64,15 @@ class World:
             )
             read = connection.execute(f"SELECT ({key})::text, ({row})::text FROM {table} t WHERE {where}")
             return {k: json.loads(r) for k, r in read.fetchall()}
+
+    def epoch(self) -> str:
+        """The epoch that the relay has recorded; a platform that was just started has not yet."""
+
+        def recorded() -> str | None:
+            ((epoch,),) = self.run("SELECT epoch FROM cloudsync.relay_state")
+            return epoch or None
+
+        return eventually(recorded)
 
     def token(self, tenant: str, user: str, **options: Any) -> str:
         return self.platform.token(tenant, user, **options)

@@ -15,7 +15,7 @@ from cloudsync.feeds.keys import Keys
 from cloudsync.feeds.scripts import DELIVER
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.stream import DeliveryStream, Gap
-from cloudsync.gateway.watermark import Horizons, read_watermark
+from cloudsync.gateway.watermark import Horizons, read_beginning, read_watermark
 from cloudsync.keyring import Keyring
 from integration.routing.flow import append, fresh_keys, make_event
 
@@ -50,6 +50,20 @@ async def test_a_shard_that_is_not_routed_holds_it_back(client: redis.asyncio.Re
     mark = await read_watermark(client, keys, stream)
     assert mark is not None
     assert mark.position == Position(50, 1)
+
+
+async def test_who_hosts_nothing_begins_at_head_whatever_waits_to_be_routed(
+    client: redis.asyncio.Redis,
+) -> None:
+    keys = fresh_keys()
+    writer = FeedWriter(client, keys, KEYRING)
+    mark = await read_beginning(client, keys)
+    assert (mark.position, mark.horizon, mark.fed_bytes) == (ORIGIN, 0, 0)
+    await append(writer, make_event(40, shard=3))
+    await writer.write_head(Position(50, 1), 7)
+    mark = await read_beginning(client, keys)
+    assert (mark.position, mark.horizon) == (Position(50, 1), 7)
+    assert mark.fed_bytes > 0
 
 
 async def test_an_entry_that_redis_lost_is_not_waited_for_for_ever(client: redis.asyncio.Redis) -> None:
