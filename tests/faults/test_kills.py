@@ -124,7 +124,7 @@ async def test_a_process_is_killed(world: World, who: str) -> None:
     report = await harm(world, who)
     assert report.write_errors == 0
     assert report.recovered_s is not None
-    assert report.recovered_s <= (2.0 if who == "routing child" else 5.0) * TOLERANCE
+    assert report.recovered_s <= (2.0 if who == "routing child" else 5.0 * TOLERANCE)
     if not who.startswith("gateway"):
         assert (report.reconnects, report.snapshots) == (0, 0)
     ((gaps,),) = world.run("SELECT count(*) FROM cloudsync.audit_log WHERE kind = 'audit.gap'")

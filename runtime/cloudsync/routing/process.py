@@ -20,10 +20,12 @@ def run_worker(settings: Settings, queue: Literal["routing", "general"] = "routi
         settings.require("postgres_url")
     _check(settings)
     from cloudsync.routing.application import application
+    from cloudsync.routing.children import ChildrenStep
     from cloudsync.routing.subscriber import SubscriberStep
 
     logs.configure(level=settings.log_level, log_format=settings.log_format)
     application.conf.cloudsync_queue = queue
+    application.steps["worker"].add(ChildrenStep)
     if queue == "routing":
         application.steps["worker"].add(SubscriberStep)
     elif settings.audit_enabled:

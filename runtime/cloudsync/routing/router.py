@@ -7,7 +7,6 @@ third; the reverse could miss a subscription.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -34,6 +33,7 @@ from cloudsync.metrics.definitions import EVENTS
 from cloudsync.metrics.recorder import recorder
 from cloudsync.registry.matcher import Matcher, changed_columns, part_told
 from cloudsync.registry.topics import RegistryView
+from cloudsync.routing.holders import new_holder
 from cloudsync.routing.trail import Trail
 from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
@@ -60,7 +60,7 @@ class Router:
         self._sealer = keyring.sealer()
         self._registry = RegistryView(client, keys, keyring)
         self._matcher = Matcher()
-        self._token = secrets.token_hex(8)
+        self._token = new_holder()
         self._deliver = client.register_script(DELIVER)
         self._routed = client.register_script(ROUTED)
         self._lease = client.register_script(LEASE)

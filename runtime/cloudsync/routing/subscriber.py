@@ -17,8 +17,9 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from cloudsync import logs
-from cloudsync.feeds.connection import connect
+from cloudsync.feeds.connection import connect, text_of
 from cloudsync.feeds.keys import CHANGES_PATTERN, Keys, parse_changes_channel
+from cloudsync.routing.holders import free_if_dead
 from cloudsync.routing.pace import sent_ms
 from cloudsync.settings import current
 
@@ -97,7 +98,8 @@ class Subscriber(threading.Thread):
             keys, shard = place
             del self._due[place]
             self._looked[place] = now
-            if not client.exists(keys.lock(shard)):
+            holder = text_of(client.get(keys.lock(shard)))
+            if holder is None or free_if_dead(client, keys, holder):
                 start_router(client, keys)
         if len(self._looked) > 10_000:
             self._looked.clear()
