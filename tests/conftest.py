@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,22 @@ from cloudsync.dev.valkey import EmbeddedValkey
 
 _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)
+_folder = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder of this run's own: the common one is closed to other users whenever a run of pytest begins.
+
+    As root PostgreSQL runs as another user, and a server that had been let in would stop.
+    """
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        config.option.basetemp = config.stash[_folder] = tempfile.mkdtemp(prefix="cloudsync-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nothing stays behind."""
+    if folder := config.stash.get(_folder, None):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
