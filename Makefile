@@ -11,6 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 BENCH ?= latency throughput relay fanout connections writers outage
 ARGS ?=
 MINUTES ?= 10
+WORKERS ?= 2
 
 .PHONY: help setup up demo test lint format bench soak synth docs lock clean
 
@@ -69,8 +70,9 @@ soak: $(VENV)/.runtime
 
 # Checking
 
+# Most tests wait for processes to die and come back, so a few of them share the processors well.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -18,10 +18,12 @@ from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
+from faults import account
 
 _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)
 _folder = pytest.StashKey[str]()
+_TOGETHER = ("stacks", "oracle")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +39,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Nothing stays behind."""
     if folder := config.stash.get(_folder, None):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one process of several runs: a file, or all of a folder that shares what is dear to make."""
+    for item in items:
+        path = item.path.relative_to(item.config.rootpath)
+        group = path.parent if path.parent.name in _TOGETHER else path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of all loads under faults: sent, received, lost, repeated, and how soon it recovered."""
+    reports = itertools.chain(*(terminalreporter.stats.get(name, ()) for name in ("passed", "failed")))
+    told = [line for r in reports if r.when == "call" for name, line in r.user_properties if name == "load"]
+    if told:
+        terminalreporter.section("loads under faults")
+        for line in (account.heading(), *told):
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""What became of every load, for the table that ends a run (see conftest.py)."""
+"""What became of every load, for the table that ends a run."""
 
 from __future__ import annotations
 
 from faults.load import Report
 
 _COLUMNS = ("sent", "received", "lost", "repeated", "recovered", "silence", "back", "harm")
-lines: list[str] = []
+_lines: list[str] = []
 
 
 def note(harm: str, report: Report) -> None:
@@ -22,12 +22,19 @@ def note(harm: str, report: Report) -> None:
         report.reconnects,
         harm,
     )
-    lines.append(_line(values))
+    _lines.append(_line(values))
 
 
-def table() -> list[str]:
-    """The lines with their heading; empty if there was no load."""
-    return [_line(_COLUMNS), *lines] if lines else []
+def take() -> list[str]:
+    """The lines noted since the last call."""
+    taken = _lines[:]
+    _lines.clear()
+    return taken
+
+
+def heading() -> str:
+    """What the figures of a line are."""
+    return _line(_COLUMNS)
 
 
 def _line(values: tuple[object, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The table of all loads at the end of a run: sent, received, lost, repeated, and how soon it recovered."""
+"""Each test's loads go along with its report, from whichever process ran it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pytest
 from faults import account
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := account.table():
-        terminalreporter.section("loads under faults")
-        for line in lines:
-            terminalreporter.line(line)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.when == "call":
+        item.user_properties += [("load", line) for line in account.take()]
