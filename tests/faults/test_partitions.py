@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +10,7 @@ from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
 from faults import account
 from faults.load import Load, Report
-from faults.proxy import WiredPlatform
+from faults.proxy import PAIRS, WiredPlatform
 from integration.path.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -55,6 +54,7 @@ BUSY = [
     ("gateway", "redis"),
     ("gateway", "postgres"),
 ]
+BESIDE = [pair for pair in PAIRS if pair not in BUSY]
 
 
 @pytest.mark.parametrize(("process", "server"), BUSY)
@@ -102,19 +102,23 @@ async def test_connections_are_refused_for_a_while(
     _judge(report, f"{process} - {server} refused for 400 changes", 5.0)
 
 
-async def test_everything_that_stands_beside_the_path_is_cut_off(
-    world: World, platform: WiredPlatform
+@pytest.mark.parametrize(("process", "server"), BESIDE)
+async def test_what_stands_beside_the_path_is_cut_off(
+    world: World, platform: WiredPlatform, process: str, server: str
 ) -> None:
     """API, beat and the general worker's database may be away: changes go on arriving."""
-    beside = [w for pair, w in platform.wires.items() if pair not in BUSY]
+    wire = platform.wires[process, server]
     async with Load(world) as load:
         await load.flows()
-        await asyncio.gather(*(wire.refuse() for wire in beside))
+        await wire.refuse()
         load.harmed()
-        await load.flows(400)
-        await asyncio.gather(*(wire.restore() for wire in beside))
+        await load.flows(200)
+        await wire.restore()
+        wire.freeze()
+        await load.flows(200)
+        wire.thaw()
         report = await load.finish()
-    _judge(report, "api, beat, worker's database refused", 1.0)
+    _judge(report, f"{process} - {server} refused, then frozen", 1.0)
     assert (report.reconnects, report.snapshots) == (0, 0)
 
 

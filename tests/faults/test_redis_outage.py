@@ -134,6 +134,38 @@ async def test_out_of_memory(world: World, server: EmbeddedValkey) -> None:
     assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
 
 
+async def test_connections_are_killed_because_their_output_is_too_large(
+    world: World, server: EmbeddedValkey
+) -> None:
+    """Redis closes whoever it has to send more than a limit to, as often as it is asked again."""
+    wide = table_name("wide")
+    world.run(f"CREATE TABLE {wide} (id integer PRIMARY KEY, tenant_id text, body text)")
+    world.run(f"SELECT cloudsync.track('{wide}')")
+    watcher = await world.watch("acme", "ann")
+    view = await watcher.subscribe("wide", wide)
+    async with Load(world) as load:
+        await load.flows()
+        with redis.Redis.from_url(server.url) as client:
+            killed = client.info("stats")["client_output_buffer_limit_disconnections"]
+            client.config_set("client-output-buffer-limit", "normal 65536 0 0")
+            try:
+                # Random text: an entry that does not get smaller on its way.
+                world.run(
+                    f"INSERT INTO {wide} SELECT 1, 'acme', string_agg(md5(random()::text), '')"
+                    " FROM generate_series(1, 30000)"
+                )
+                await eventually_async(
+                    lambda: client.info("stats")["client_output_buffer_limit_disconnections"] > killed + 1, 30
+                )
+                await load.writes(200)
+            finally:
+                client.config_set("client-output-buffer-limit", "normal 0 0 0")
+        report = await finish(world, load, "closes connections over their output")
+        await watcher.until(lambda: len(view.rows) == 1)
+    assert (report.reconnects, report.snapshots, report.write_errors) == (0, 0, 0)
+    assert view.faults == []
+
+
 async def test_the_relay_dies_while_it_parks_and_while_it_drains(
     world: World, server: EmbeddedValkey
 ) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 import psycopg
 
 from cloudsync import logs
@@ -104,11 +106,15 @@ def open_journal(settings: Settings, keyring: Keyring, *, role: str) -> Journal 
 
 def note(
     journal: Journal | None, kind: str, principal: Principal | None, client_id: str | None, *,
-    table: str | None = None, outcome: str | None = None,
+    table: str | None = None, outcome: str | None = None, counts: Mapping[str, int] | None = None,
 ) -> None:  # fmt: skip
-    """Leave what a principal did, or was refused, to the audit, if there is one."""
-    if journal is not None:
-        tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
-        journal.note(
-            Record(kind=kind, tenant=tenant, user=user, client=client_id, table=table, outcome=outcome)
+    """Leave what a principal did, was told or was refused to the audit, if there is one."""
+    if journal is None:
+        return
+    tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
+    told = msgspec.json.encode(counts).decode() if counts else None
+    journal.note(
+        Record(
+            kind=kind, tenant=tenant, user=user, client=client_id, table=table, outcome=outcome, counts=told
         )
+    )

@@ -22,6 +22,11 @@ CLIENT_REVOKED: Final = "client.revoked"
 CHANGE_REJECTED: Final = "change.rejected"
 SUBSCRIPTION_REFUSED: Final = "subscription.refused"
 
+# What a client was told beside the live stream, per subscription: counts say how much
+SNAPSHOT: Final = "sync.snapshot"
+REPLAY: Final = "sync.replay"
+DIFFERENTIAL: Final = "sync.differential"
+
 # Changes, by the operation of the event; an owner's change is told twice, and the second row is a departure
 CHANGE_KINDS: Final[Mapping[str, str]] = {
     CREATE: "change.create",

@@ -189,6 +189,7 @@ def _comparable(subscription: Subscription) -> bool:
     return (
         connection.live
         and connection.caught_up
+        and subscription.whole
         and subscription.settled
         and subscription.pending is None
         and connection.subscriptions.get(subscription.id) is subscription

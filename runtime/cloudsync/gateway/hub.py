@@ -50,6 +50,7 @@ class Subscription:
         "told",
         "topic",
         "visibility",
+        "whole",
     )
 
     def __init__(
@@ -69,6 +70,8 @@ class Subscription:
         self.held_bytes = 0
         self.visibility = _EVERYTHING_VISIBLE
         """What the snapshot contained: events of those transactions are not sent again."""
+        self.whole = True
+        """Whether its client asked for a snapshot: what it holds is then all that the view shows."""
         self.since: Cursor | None = None
         """Where its view was when it came back; None once a watermark says that it has gone on from there."""
         self.task: asyncio.Task[None] | None = None

@@ -14,6 +14,8 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from cloudsync import logs
+from cloudsync.audit.journal import Journal, note
+from cloudsync.audit.records import DIFFERENTIAL, REPLAY
 from cloudsync.errors import SealBroken
 from cloudsync.events import DROP, SCHEMA, TRUNCATE
 from cloudsync.feeds.history import RangeGone
@@ -49,12 +51,14 @@ class Resumption:
         pool: AsyncConnectionPool[AsyncConnection[Any]],
         places: asyncio.Semaphore,
         spool_space: SpoolSpace,
+        journal: Journal | None = None,
     ) -> None:
         self._settings = settings
         self._hub = hub
         self._pool = pool
         self._places = places
         self._spool_space = spool_space
+        self._journal = journal
         self.replayer: Replayer | None = None
         """The feeds of the current registration."""
 
@@ -84,14 +88,19 @@ class Resumption:
         connection = subscription.connection
         if subscription.pending:  # older rows wait for the window, and what is newer goes behind them
             held = [matched for matched in subscription.release() if not missed.covers(matched)]
-            self._hub.deliver(subscription, missed.after(since.position) + held)
+            past = missed.after(since.position)
+            self._hub.deliver(subscription, past + held)
             connection.push(subscription.sub, _ending())
+            self._note(REPLAY, subscription, len(past))
             connection.release(subscription)
             return Outcome.LIVE
+        told = 0
         for body in missed.bodies(subscription, since.position):
             connection.push(subscription.sub, body)
+            told += body.events
             if not await connection.room():
                 return Outcome.LIVE  # closed: nobody is there to be told more
+        self._note(REPLAY, subscription, told)
         held = [matched for matched in subscription.release() if not missed.covers(matched)]
         self._hub.deliver(subscription, held)
         connection.release(subscription)
@@ -103,6 +112,7 @@ class Resumption:
         if principal is None:
             return Outcome.LIVE
         sender = PacedSender(connection, subscription.sub, self._spool_space)
+        told = 0
         try:
             async with (
                 self._places,
@@ -116,6 +126,7 @@ class Resumption:
                 subscription.show(differential.visibility)
                 async for page in differential.pages:
                     for body in batches(_texts(subscription, page), limit_bytes=self._settings.batch_bytes):
+                        told += body.events
                         if not await sender.send(body):
                             return Outcome.LIVE
             if not await sender.finish():
@@ -123,9 +134,19 @@ class Resumption:
         finally:
             sender.close()
         connection.push(subscription.sub, _ending())
+        self._note(DIFFERENTIAL, subscription, told)
         self._hub.deliver(subscription, subscription.release())
         connection.release(subscription)
         return Outcome.LIVE
+
+    def _note(self, kind: str, subscription: Subscription, told: int) -> None:
+        """Leave to the audit what was told outside the live stream, whose rows count it."""
+        connection = subscription.connection
+        if told:
+            note(
+                self._journal, kind, connection.principal, connection.client_id,
+                table=subscription.table.name, counts={"events": told},
+            )  # fmt: skip
 
 
 def _ending() -> Body:

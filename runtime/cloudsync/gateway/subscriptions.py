@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-import msgspec
 import psycopg
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -20,17 +19,19 @@ from redis.exceptions import RedisError
 
 from cloudsync import logs
 from cloudsync.audit.journal import Journal, note
-from cloudsync.audit.records import SUBSCRIPTION_REFUSED
-from cloudsync.errors import CloudSyncError, LimitReached, RequestError, UnknownTable
+from cloudsync.audit.records import SNAPSHOT, SUBSCRIPTION_REFUSED
+from cloudsync.errors import LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
+from cloudsync.gateway.answers import failure, row_texts
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
+from cloudsync.gateway.refetches import Refetches
 from cloudsync.gateway.replay import Interrupted
 from cloudsync.gateway.resumption import Outcome, Resumption
 from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.keyring import Keyring
-from cloudsync.protocol.frames import Verdict, batches, gone_text, project_text, single, snapshot_text
+from cloudsync.protocol.frames import batches
 from cloudsync.protocol.messages import (
     Error,
     HeldSubscription,
@@ -45,7 +46,7 @@ from cloudsync.registry.topics import TopicDirectory, make_topic
 from cloudsync.settings import Settings
 from cloudsync.sync.catalog import Catalog, CatalogTable, TableColumn
 from cloudsync.sync.cursor import Cursor
-from cloudsync.sync.snapshot import SnapshotRow, open_snapshot
+from cloudsync.sync.snapshot import open_snapshot
 from cloudsync.sync.where import canonical_columns, canonical_where, plain_where
 
 _RETRY_S: Final = 0.5
@@ -92,10 +93,14 @@ class Subscriptions:
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
         self._spool_space = SpoolSpace(settings.spool_bytes)
         self.resumption = Resumption(
-            settings=settings, hub=hub, pool=pool, places=self._snapshots, spool_space=self._spool_space
-        )
+            settings=settings, hub=hub, pool=pool, places=self._snapshots, spool_space=self._spool_space,
+            journal=journal,
+        )  # fmt: skip
         self._unsettled: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._refetches = Refetches(
+            pool, start=self._start, start_over=lambda subscription: self._reset(subscription, "resync")
+        )
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
         self.checksums: Checksums | None = None
@@ -112,7 +117,7 @@ class Subscriptions:
 
     def resume(self, connection: Connection, held: HeldSubscription, since: Cursor) -> None:
         """Go on with a subscription that a cursor covers: what it missed follows. Raises as above."""
-        request = Subscribe(held.id, held.table, held.where, held.columns, mode=held.mode)
+        request = Subscribe(held.id, held.table, held.where, held.columns, held.snapshot, held.mode)
         self._ask(connection, request.id, lambda: self._resume(connection, request, since))
         connection.resuming.add(request.id)
 
@@ -143,11 +148,7 @@ class Subscriptions:
         subscription = connection.subscriptions.get(request.sub)
         if subscription is None:
             raise UnknownSubscription(f"There is no subscription {request.sub[:100]!r} on this connection.")
-        if set(request.key) != set(subscription.table.key):
-            raise RequestError(
-                f"The key of {subscription.table.name} is {', '.join(subscription.table.key)}."
-            )
-        self._start(self._refetch(subscription, request))
+        self._refetches.ask(subscription, request.key)
 
     def mismatch(self, connection: Connection, request: Mismatch) -> None:
         """The client's view has another checksum than the one it was sent: it starts over."""
@@ -169,6 +170,9 @@ class Subscriptions:
 
     def table_event(self, event: ChangeEvent) -> None:
         """A table was truncated, changed its columns, or is gone: what is subscribed to it starts over."""
+        for subscription in self._hub.on_table(event.table):
+            if subscription.held is None:
+                subscription.begin_hold()  # at once: until it has, no cursor may pass this
         self._start(self._table_event(event))
 
     async def register_all(self) -> None:
@@ -303,6 +307,7 @@ class Subscriptions:
             raise RequestError("The connection is closing.")
         topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)
         subscription = Subscription(connection, request.id, topic, table, columns, request.mode)
+        subscription.whole = request.snapshot
         connection.subscriptions[request.id] = subscription
         self._hub.topic(topic).add(subscription)  # (a) from here on everything routed is held
         return table, subscription
@@ -322,7 +327,7 @@ class Subscriptions:
         if connection.subscriptions.get(subscription.id) is subscription and connection.live:
             connection.subscriptions.pop(subscription.id)
             self._remove(subscription)
-            connection.control(_error(error, subscription.id))
+            connection.control(failure(error, subscription.id))
 
     async def _snapshot(self, subscription: Subscription, *, send: bool) -> None:
         connection, table = subscription.connection, subscription.table
@@ -341,7 +346,7 @@ class Subscriptions:
                     return
                 async for rows in snapshot.pages:
                     count += len(rows)
-                    for body in batches(_rows(table, subscription, rows), limit_bytes=limit_bytes):
+                    for body in batches(row_texts(subscription, rows), limit_bytes=limit_bytes):
                         if not await sender.send(body):
                             return
             if not await sender.finish():  # place and transaction are given back: it may take its time
@@ -351,35 +356,13 @@ class Subscriptions:
         ending = f',"snapshot":true,"last":true,"count":{count}'
         for body in batches((), limit_bytes=limit_bytes, ending=ending):
             connection.push(subscription.sub, body)
-
-    async def _refetch(self, subscription: Subscription, request: Refetch) -> None:
-        connection, table = subscription.connection, subscription.table
-        if connection.principal is None or (subscription.held is not None and subscription.since is None):
-            return  # the snapshot under way brings the row
-        key = msgspec.json.encode(request.key).decode()
-        rows: list[SnapshotRow] = []
-        try:
-            async with (
-                self._pool.connection(timeout=5) as database,
-                open_snapshot(
-                    database, connection.principal, table, subscription.topic.where, key
-                ) as snapshot,
-            ):
-                async for page in snapshot.pages:
-                    rows += page
-        except psycopg.DataError:
-            pass  # no row has a key that is not of the key's type
-        except (psycopg.Error, PoolTimeout) as error:
-            connection.control(_error(error, request.sub))
-            return
-        subscription.told = None  # the row may be newer than what has been told
-        # Gone, hidden, or no longer in the view: the answer is the same, and names no version.
-        answers = _rows(table, subscription, rows) or [("delete", gone_text(table.name, key))]
-        for verdict, text in answers:
-            connection.push(subscription.sub, single(verdict, text))
+        note(
+            self._journal, SNAPSHOT, connection.principal, connection.client_id,
+            table=table.name, counts={"rows": count},
+        )  # fmt: skip
 
     def _refuse(self, connection: Connection, request: Subscribe, error: Exception) -> None:
-        answer = _error(error, request.id)
+        answer = failure(error, request.id)
         connection.control(answer)
         note(
             self._journal, SUBSCRIPTION_REFUSED, connection.principal, connection.client_id,
@@ -455,6 +438,7 @@ class Subscriptions:
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
         subscription.since = None
+        subscription.whole = True
         subscription.begin_hold()
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
@@ -512,25 +496,3 @@ def _compares_differently(before: TableColumn, now: TableColumn) -> bool:
     """Whether operands in the form of the one type do not fit rows of the other."""
     numbers_or_text = now.kind in ("integer", "numeric", "float", "text")
     return before.kind != now.kind or (not numbers_or_text and before.base_type != now.base_type)
-
-
-def _rows(
-    table: CatalogTable, subscription: Subscription, rows: list[SnapshotRow]
-) -> list[tuple[Verdict, str]]:
-    return [
-        ("create", snapshot_text(table.name, r.key, r.version, project_text(r.row, subscription.columns)))
-        for r in rows
-    ]
-
-
-def _error(error: Exception, ref: str) -> Error:
-    """What the client is told; what it may not see goes to the log."""
-    if isinstance(error, CloudSyncError):
-        return Error(error.code, str(error), ref)
-    if isinstance(error, psycopg.Error):  # its message may quote values
-        _log.warning("request failed", reason=type(error).__name__, sqlstate=error.sqlstate)
-    else:
-        _log.warning("request failed", reason=type(error).__name__, exc_info=error)
-    if isinstance(error, (psycopg.OperationalError, PoolTimeout, RedisError, OSError)):
-        return Error("unavailable", "The server cannot do this right now; try again.", ref)
-    return Error("internal", "The server met an error of its own.", ref)

@@ -31,6 +31,8 @@ class HeldSubscription(msgspec.Struct, omit_defaults=True, gc=False):
     where: Where | None = None
     columns: list[str] | None = None
     mode: Mode = "every"
+    snapshot: bool = True
+    """Whether it was made with one: without, what the client holds is not all of the view."""
 
 
 class Hello(ClientFrame, tag="hello"):

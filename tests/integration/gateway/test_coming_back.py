@@ -80,6 +80,17 @@ async def test_replay_brings_what_was_missed_and_nothing_else(world: World, tabl
         assert ann.views["low"].heard_of.isdisjoint(json.dumps({"id": str(n)}) for n in (101, 103, 104))
         world.run(f"UPDATE {table} SET v = 'live' WHERE id = 1")
         await ann.equal()
+        await audited(world, table, "sync.replay", ann.client_id)
+
+
+async def audited(world: World, table: str, kind: str, client_id: str) -> None:
+    """The audit says how much a client was told when it came back."""
+    told = (
+        "SELECT (counts ->> 'events')::integer FROM cloudsync.audit_log"
+        " WHERE table_name = %s AND kind = %s AND client_id = %s"
+    )
+    await eventually_async(lambda: world.run(told, f"public.{table}", kind, client_id), 10)
+    assert all(count > 0 for (count,) in world.run(told, f"public.{table}", kind, client_id))
 
 
 def feeds(world: World) -> tuple[Keys, Keyring]:
@@ -167,6 +178,7 @@ async def test_below_the_floor_the_net_difference_is_sent(world: World, table: s
         assert len(events) <= changed * len(ann.views)
         assert await uma.connect() == "differential"
         await uma.equal()
+        await audited(world, table, "sync.differential", ann.client_id)
         world.run(f"UPDATE {table} SET v = 'live'")
         await ann.equal()
         await uma.equal()

@@ -303,6 +303,22 @@ async def test_refetch_answers_with_the_row(world: World, table: str) -> None:
     assert watcher.closed is None
 
 
+async def test_who_asks_for_very_many_rows_gets_the_view_anew(world: World, table: str) -> None:
+    """The gateway keeps no more wishes than a snapshot is worth, and each of them once."""
+    watcher = await world.watch("acme", "ann")
+    view = await watcher.subscribe("s", table)
+    await asyncio.gather(
+        *(watcher.send({"type": "refetch", "sub": "s", "key": {"id": n}}) for n in range(5000, 8000))
+    )
+    await watcher.until(lambda: view.resets)
+    await watcher.until(lambda: view.complete)
+    assert view.resets[0] == "resync"
+    assert len(view.rows) == 5
+    await watcher.send({"type": "refetch", "sub": "s", "key": {"id": "x" * 5000}})
+    assert (await watcher.error(ref="s"))["code"] == "bad_request"
+    assert watcher.closed is None
+
+
 async def test_refetch_tells_a_hidden_row_from_a_missing_one_no_more_than_the_stream(world: World) -> None:
     table = table_name("hidden")
     world.run(f"CREATE TABLE {table} (a bigint, b text, owner text, n integer, PRIMARY KEY (b, a))")

@@ -19,7 +19,7 @@ from cloudsync.feeds.connection import connect_async
 from cloudsync.feeds.keys import REVOKED_CLIENTS, Keys, epoch_key
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.gateway import Gateway
-from cloudsync.gateway.hub import Hub
+from cloudsync.gateway.hub import Hub, Subscription
 from cloudsync.gateway.stream import DeliveryStream
 from cloudsync.keyring import Keyring
 from cloudsync.protocol.codes import Close
@@ -63,6 +63,10 @@ async def running(gateway: Gateway) -> AsyncIterator[asyncio.Task[None]]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def send_nothing(_: Any) -> None:
+    """What is sent does not matter."""
 
 
 async def is_ready(gateway: Gateway) -> bool:
@@ -143,8 +147,17 @@ async def test_a_schema_is_read_anew_however_often_postgresql_fails(gateway: Gat
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE application_name = 'cloudsync-gateway' AND datname = current_database()"
         )
+        client = Connection(send_nothing, gateway.settings)
+        client.principal = Principal("acme", "ann", 2**40)
+        topic = make_topic(gateway.keyring, tenant="acme", table="public.t", where=())
+        live = Subscription(client, "s", topic, gateway.subscriptions.catalog.find("public.t"), None, "every")
+        live.held = None
+        client.subscriptions["s"] = live
+        gateway.hub.topic(topic).add(live)
+        assert client.caught_up
         event = msgspec.structs.replace(make_event(1), op=SCHEMA, table="public.t")
         gateway.subscriptions.table_event(event)
+        assert not client.caught_up  # or its next cursor would be past what it has not been told
         catalog = gateway.subscriptions.catalog
         await eventually_async(lambda: "added" in catalog.find("public.t").columns)
         await gateway.subscriptions.stop()

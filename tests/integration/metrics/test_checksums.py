@@ -130,3 +130,17 @@ async def test_a_client_cannot_claim_a_loss_that_it_was_not_asked_for(world: Wor
     await watcher.send({"type": "mismatch", "sub": "s", "sum": sums["s"]})
     assert (await watcher.error(ref="s"))["code"] == "bad_request"
     assert world.run("SELECT count(*) FROM cloudsync.losses") == before
+
+
+async def test_who_did_not_ask_for_a_snapshot_is_not_compared(world: World) -> None:
+    """Such a client holds what came since: by comparison it would have lost the rest."""
+    table = make(world)
+    watcher = await world.watch("acme", "ann")
+    await watcher.subscribe("changes", table, wait=False, snapshot=False)
+    await watcher.subscribe("rows", table)
+
+    def summed() -> list[str]:
+        return [id_ for frame in watcher.controls for id_ in frame.get("sums", {})]
+
+    await watcher.until(lambda: len(summed()) >= 5, 60)
+    assert set(summed()) == {"rows"}
