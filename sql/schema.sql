@@ -6,7 +6,7 @@
 --
 -- Refusals have stable SQLSTATEs and a HINT that says what to do: CS001 not the owner, CS002 not tracked, CS003 the kind of
 -- table, CS004 its key, CS005 its columns, CS006 its policies or privileges, CS007 no such column or tenant, CS008 the
--- audience, CS009 an argument, CS010 a tracked table needs it.
+-- audience, CS009 an argument, CS010 a tracked table needs it, CS011 a text operation does not fit, CS012 a text is too long.
 
 ---------------------------------------------------------------------------------------------------
 -- Roles. They belong to the whole cluster, so another database's migration may be making them now.
@@ -188,6 +188,8 @@ CREATE INDEX change_log_xid ON cloudsync.change_log (xid);
 CREATE TABLE cloudsync.change_log_default PARTITION OF cloudsync.change_log DEFAULT;
 COMMENT ON COLUMN cloudsync.change_log.op IS
     'c create, u update, d delete, t truncate or reset, s schema changed, x dropped or untracked';
+COMMENT ON COLUMN cloudsync.change_log.text_op IS
+    'each ot column -> {"op": its operation, "whole": that does not tell all, "cut": "row" holds only the beginning}';
 COMMENT ON COLUMN cloudsync.change_log.old_audience IS
     'who could see the row before; NULL: the whole tenant; {} at a create: nobody';
 
@@ -251,6 +253,7 @@ CREATE TABLE cloudsync.text_ops (
     key text COLLATE "C" NOT NULL,
     column_name text NOT NULL,
     revision bigint NOT NULL,
+    previous bigint NOT NULL,
     op jsonb NOT NULL,
     client_id text,
     user_id text,
@@ -258,6 +261,10 @@ CREATE TABLE cloudsync.text_ops (
     applied_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (table_id, key, column_name, revision)
 );
+CREATE INDEX text_ops_applied ON cloudsync.text_ops USING brin (applied_at);
+COMMENT ON COLUMN cloudsync.text_ops.revision IS 'the version of the row that the operation made';
+COMMENT ON COLUMN cloudsync.text_ops.previous IS
+    'the revision before; a gap between two operations means that one is not known: the text was changed as a whole';
 
 CREATE TABLE cloudsync.conflicts (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
@@ -598,13 +605,178 @@ AS $$
     FROM cloudsync.table_columns(rel) c
 $$;
 
+---------------------------------------------------------------------------------------------------
+-- Text operations (text-unicode): what skips (5), inserts ("abc") and deletes ({"d": 3}) code points, in order
+---------------------------------------------------------------------------------------------------
+
+-- The text after an operation; null if it reaches beyond the text. Twin: cloudsync.resolve.text.apply.
+CREATE FUNCTION cloudsync.apply_text(body text, op jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    source constant text := body || ''; -- decompressed once, not at each use
+    size constant integer := char_length(source);
+    component jsonb;
+    result text := '';
+    place integer := 1;
+    n integer;
+BEGIN
+    FOR component IN SELECT * FROM jsonb_array_elements(op) LOOP
+        IF jsonb_typeof(component) = 'string' THEN
+            result := result || (component #>> '{}');
+            CONTINUE;
+        END IF;
+        n := CASE WHEN jsonb_typeof(component) = 'number' THEN component::integer
+                  WHEN jsonb_typeof(component -> 'd') = 'number' THEN (component -> 'd')::integer
+                  ELSE char_length(component ->> 'd') END;
+        IF n IS NULL OR n < 0 OR n > size - place + 1 THEN
+            RETURN NULL;
+        END IF;
+        IF jsonb_typeof(component) = 'number' THEN
+            result := result || substr(source, place, n);
+        END IF;
+        place := place + n;
+    END LOOP;
+    RETURN result || substr(source, place);
+END
+$$;
+
+-- The operation from one text to another that changes the one stretch in which they differ.
+-- Twin: cloudsync.resolve.text.difference. Compares bytes, which can be cut anywhere at no cost, and counts code points once.
+CREATE FUNCTION cloudsync.text_difference(before text, after text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    old constant bytea := convert_to(before, 'UTF8');
+    new constant bytea := convert_to(after, 'UTF8');
+    old_size constant integer := length(old);
+    new_size constant integer := length(new);
+    head integer := 0; -- bytes that both begin with
+    tail integer := 0; -- bytes that both end with, behind that
+    high integer;
+    middle integer;
+    skipped integer;
+    deleted integer;
+    inserted text;
+BEGIN
+    IF before = after THEN
+        RETURN '[]';
+    END IF;
+    high := least(old_size, new_size);
+    WHILE head < high LOOP
+        middle := (head + high + 1) / 2;
+        IF substring(old FROM head + 1 FOR middle - head) = substring(new FROM head + 1 FOR middle - head) THEN
+            head := middle;
+        ELSE
+            high := middle - 1;
+        END IF;
+    END LOOP;
+    -- Bytes 10xxxxxx go on with a code point that has begun before.
+    WHILE head > 0 AND (head < old_size AND get_byte(old, head) & 192 = 128 OR head < new_size AND get_byte(new, head) & 192 = 128) LOOP
+        head := head - 1;
+    END LOOP;
+    high := least(old_size, new_size) - head;
+    WHILE tail < high LOOP
+        middle := (tail + high + 1) / 2;
+        IF substring(old FROM old_size - middle + 1 FOR middle - tail) = substring(new FROM new_size - middle + 1 FOR middle - tail) THEN
+            tail := middle;
+        ELSE
+            high := middle - 1;
+        END IF;
+    END LOOP;
+    WHILE tail > 0 AND get_byte(old, old_size - tail) & 192 = 128 LOOP
+        tail := tail - 1;
+    END LOOP;
+    skipped := char_length(convert_from(substring(old FROM 1 FOR head), 'UTF8'));
+    deleted := char_length(convert_from(substring(old FROM head + 1 FOR old_size - head - tail), 'UTF8'));
+    inserted := convert_from(substring(new FROM head + 1 FOR new_size - head - tail), 'UTF8');
+    RETURN CASE WHEN skipped > 0 THEN jsonb_build_array(skipped) ELSE '[]' END
+        || CASE WHEN deleted > 0 THEN jsonb_build_array(jsonb_build_object('d', deleted)) ELSE '[]' END
+        || CASE WHEN inserted <> '' THEN jsonb_build_array(inserted) ELSE '[]' END;
+END
+$$;
+
+-- A client's operation on a column, as an expression of its UPDATE.
+CREATE FUNCTION cloudsync.edit_text(body text, op jsonb, limit_bytes integer) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    result text := cloudsync.apply_text(coalesce(body, ''), op);
+BEGIN
+    IF result IS NULL THEN
+        RAISE EXCEPTION 'the operation reaches beyond the text'
+            USING ERRCODE = 'CS011', HINT = 'Make it from the text of the revision that it names.';
+    END IF;
+    IF octet_length(result) > limit_bytes AND octet_length(result) > octet_length(coalesce(body, '')) THEN
+        RAISE EXCEPTION 'the text would be longer than % bytes', limit_bytes
+            USING ERRCODE = 'CS012', HINT = 'Make it shorter, or raise CLOUDSYNC_TEXT_BYTES.';
+    END IF;
+    RETURN result;
+END
+$$;
+
+-- How an ot column has changed, for change_log.text_op. The operation is the writer's own (cloudsync.text_op) where that
+-- leads from the one text to the other, so that edits at two places stay two; else the difference.
+-- Null is no text: `whole` says that the new value has to be told, too.
+CREATE FUNCTION cloudsync.text_change(before text, after text) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    told constant jsonb := nullif(current_setting('cloudsync.text_op', true), '');
+    one constant text := concat(before);
+    other constant text := concat(after);
+    op jsonb;
+BEGIN
+    IF jsonb_typeof(told) = 'array' AND cloudsync.apply_text(one, told) = other THEN
+        op := told;
+    ELSE
+        op := cloudsync.text_difference(one, other);
+    END IF;
+    IF after IS NULL OR before IS NULL AND after = '' THEN
+        RETURN jsonb_build_object('op', op, 'whole', true);
+    END IF;
+    RETURN jsonb_build_object('op', op);
+END
+$$;
+
+-- Long texts are logged by their beginning, which is enough for every filter that a client may have on them
+-- (cloudsync.sync.where): 1,024 code points of those that have more than 4,096 bytes.
+CREATE FUNCTION cloudsync.text_head(body text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN pg_catalog.octet_length(body) > 4096 THEN pg_catalog."left"(body, 1024) ELSE body END;
+
+-- The ot columns of a table, each with nothing to tell of it; null if there are none.
+CREATE FUNCTION cloudsync.text_columns(tracked cloudsync.tracked_tables) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_object_agg(c.name, '{}'::jsonb) FROM cloudsync.table_columns(tracked.relid) c
+    WHERE tracked.column_policies ->> c.name = 'ot' AND c.base_type IN ('text', 'character varying')
+$$;
+
+-- For capture_<table_id>(): what notes a change of an ot column, and leaves its beginning alone in NEW if it is long.
+CREATE FUNCTION cloudsync.text_statements(name text, differs text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT format($t$
+        IF %1$s THEN
+            v_old := coalesce(v_old, '{}') || jsonb_build_object(%2$L, cloudsync.text_head(%4$s));
+            v_changed := coalesce(v_changed || ',', '{') || %5$L;
+            IF pg_trigger_depth() = 1 THEN -- deeper, this need not be the order in which clients are told
+                v_text := v_text || jsonb_build_object(%2$L, cloudsync.text_change(%4$s, %3$s));
+            END IF;
+        END IF;
+        IF octet_length(%3$s) > 4096 AND (v_old -> %2$L IS NULL OR v_text #> ARRAY[%2$L, 'op'] IS NOT NULL) THEN
+            v_text := jsonb_set(v_text, ARRAY[%2$L, 'cut'], 'true');
+        END IF;$t$, differs, name, cloudsync.field('NEW', name), cloudsync.field('OLD', name), to_json(name) || E':\x01')
+$$;
+
 -- The two statements that log one event: the row's new version, then the event. They are the price of every write:
 -- two of them cost a quarter less than one with a WITH clause, the floor is a constant because reading it costs a third
 -- of the upsert, and every function in them is looked up and checked again each time, so there are as few as can be.
 -- v_changed holds the fields' stamps as JSON with the character 2 for the version.
 CREATE FUNCTION cloudsync.log_statements(tracked cloudsync.tracked_tables, op text, tenant text, shard text, old_shard text,
     key_text text, key_json text, new_row text, old_row text, audience text, old_audience text,
-    kept_fields text, deleted text, image text) RETURNS text
+    kept_fields text, deleted text, image text, text_op text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT format($t$
@@ -616,8 +788,8 @@ AS $$
         INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, old_shard, table_id, table_name, key, op, version,
                                           "row", old, audience, old_audience, actor, text_op, captured_at)
         VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), %8$s, %9$s, %10$s, %1$s, %11$L, %12$s, %13$L,
-                v_version, %14$s, %15$s, %4$s, %16$s, v_actor, NULL, clock_timestamp());
-$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, kept_fields, deleted, image, tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience)
+                v_version, %14$s, %15$s, %4$s, %16$s, v_actor, %17$s, clock_timestamp());
+$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, kept_fields, deleted, image, tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience, text_op)
 $$;
 
 -- The source of capture_<table_id>(), the AFTER ROW trigger. Static code, so that plans are kept. Each expression
@@ -638,6 +810,9 @@ DECLARE
     locks text := '';
     previous text := '';
     old_audience text;
+    text_columns constant jsonb := cloudsync.text_columns(tracked);
+    cuts text := '';
+    history text := '';
     by_function boolean := tracked.audience_function IS NOT NULL;
     -- One field's stamp; the clock of a writer that sets none is the server's, its client id sql.
     stamp constant text := $t$E'{"v":\x02,"at":', coalesce(v_at, concat('"', (date_part('epoch', clock_timestamp()) * 1000)::bigint, '-0-sql"')), '}'$t$;
@@ -666,12 +841,13 @@ BEGIN
     FROM cloudsync.table_columns(tracked.relid) c
     WHERE c.number = ANY (tracked.key_numbers) OR c.number = tracked.tenant_number;
 
-    SELECT string_agg(format($t$
+    SELECT string_agg(CASE WHEN text_columns ? c.name THEN cloudsync.text_statements(c.name, cloudsync.differs(c.name, c.comparison))
+        ELSE format($t$
         IF %s THEN
             v_old := coalesce(v_old, '{}') || jsonb_build_object(%L, %s);
             v_changed := coalesce(v_changed || ',', '{') || %L;
         END IF;$t$, cloudsync.differs(c.name, c.comparison), c.name, cloudsync.value_of(c.json_form, 'OLD', c.name),
-        to_json(c.name) || E':\x01'), '' ORDER BY c.number)
+        to_json(c.name) || E':\x01') END, '' ORDER BY c.number)
     INTO delta
     FROM cloudsync.table_columns(tracked.relid) c
     WHERE c.number <> ALL (tracked.key_numbers) AND c.number IS DISTINCT FROM tracked.tenant_number;
@@ -684,6 +860,23 @@ BEGIN
         INTO locks
         FROM (VALUES ('OLD', 'INSERT'), ('NEW', 'DELETE')) AS r (place, unless);
     END LOOP;
+
+    IF text_columns IS NOT NULL THEN
+        -- The row is locked, and with it what row_state says of its fields.
+        SELECT format($t$
+        IF jsonb_path_exists(v_text, '$.*.op') THEN
+            SELECT r.fields INTO v_fields FROM cloudsync.row_state r WHERE r.table_id = %s AND r.key = %s;
+        END IF;%s$t$, tracked.table_id, replace(form.key_text_expression, '{row}', 'NEW'), string_agg(format($t$
+        IF v_text #> ARRAY[%L, 'cut'] IS NOT NULL THEN
+            %s := "left"(%2$s, 1024);
+        END IF;$t$, name, cloudsync.field('NEW', name)), ''))
+        INTO cuts FROM jsonb_object_keys(text_columns) AS name;
+        history := format($t$
+        INSERT INTO cloudsync.text_ops (table_id, key, column_name, revision, previous, op, client_id, user_id, at)
+        SELECT %s, %s, t.key, v_version, coalesce(v_fields -> t.key ->> 'v', v_fields -> '' ->> 'v', '0')::bigint, t.value -> 'op',
+               v_actor ->> 'client_id', v_actor ->> 'user_id', v_actor ->> 'at'
+        FROM jsonb_each(v_text) t WHERE t.value ? 'op';$t$, tracked.table_id, replace(form.key_text_expression, '{row}', 'NEW'));
+    END IF;
 
     IF by_function THEN
         -- Who could see the row before: as recorded, because what the audience depends on may have changed since.
@@ -707,7 +900,7 @@ DECLARE
     v_old_audience text[];
     v_late boolean;
     v_actor jsonb;
-    v_at text;
+    v_at text;%15$s
 BEGIN
     IF pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica'
        OR concat(current_setting('cloudsync.nested', true), current_setting('cloudsync.user_id', true),
@@ -729,7 +922,7 @@ BEGIN
             END IF;
             RETURN NULL;
         END IF;
-        v_changed := concat(replace(coalesce(v_changed, '{'), E'\x01', concat(%14$s)), '}');%10$s
+        v_changed := concat(replace(coalesce(v_changed, '{'), E'\x01', concat(%14$s)), '}');%16$s%10$s%17$s
         RETURN NULL;
     END IF;
 
@@ -761,19 +954,22 @@ $t$,
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
             replace(form.row_expression, '{row}', 'NEW'), CASE WHEN by_function THEN 'coalesce(v_old, ''{}'')' ELSE 'v_old' END,
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, old_audience,
-            'coalesce(r.fields, ''{}'') || ', 'NULL', 'NULL'),
+            'coalesce(r.fields, ''{}'') || ', 'NULL', 'NULL', CASE WHEN text_columns IS NULL THEN 'NULL' ELSE 'v_text' END),
         replace(form.key_expression, '{row}', 'OLD'),
         /* 12 */ previous || cloudsync.log_statements(tracked, 'd', tenant_old, replace(shard, '{row}', 'OLD'), 'NULL',
             replace(form.key_text_expression, '{row}', 'OLD'), replace(form.key_expression, '{row}', 'OLD'),
             'NULL', replace(form.row_expression, '{row}', 'OLD'), old_audience, old_audience,
-            'coalesce(r.fields, ''{}'') || ', 'clock_timestamp()', replace(form.row_expression, '{row}', 'OLD')),
+            'coalesce(r.fields, ''{}'') || ', 'clock_timestamp()', replace(form.row_expression, '{row}', 'OLD'), 'NULL'),
         /* 13 */ CASE WHEN by_function THEN format(E'\n        v_audience := %s;', replace(audience, '{row}', 'NEW')) ELSE '' END
             || cloudsync.log_statements(tracked, 'c', tenant_new, replace(shard, '{row}', 'NEW'), 'NULL',
             replace(form.key_text_expression, '{row}', 'NEW'), replace(form.key_expression, '{row}', 'NEW'),
             replace(form.row_expression, '{row}', 'NEW'), 'NULL',
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, '''{}''::text[]',
-            '', 'NULL', 'NULL'),
-        /* 14 */ stamp);
+            '', 'NULL', 'NULL', coalesce(quote_literal(text_columns) || '::jsonb', 'NULL')),
+        /* 14 */ stamp,
+        CASE WHEN text_columns IS NULL THEN '' ELSE format(E'\n    v_text jsonb := %L;\n    v_fields jsonb;', text_columns) END,
+        /* 16 */ cuts,
+        history);
 END
 $$;
 
@@ -867,11 +1063,12 @@ BEGIN
             ELSE coalesce(r.fields, '{}') || coalesce(cloudsync.stamps(p_old, r.version + 1, v_at), '{}') END
     RETURNING r.version INTO v_version;
     INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, old_shard, table_id, table_name, key, op, version,
-                                      "row", old, audience, old_audience, actor, captured_at)
+                                      "row", old, audience, old_audience, actor, text_op, captured_at)
     VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), now_row.tenant, now_row.shard,
             nullif(p_old_shard, now_row.shard), p_table_id,
             tracked.schema_name || '.' || tracked.table_name, now_row.key, p_op, v_version, now_row.row_json, p_old,
-            now_row.audience, CASE WHEN p_op = 'c' THEN '{}' ELSE p_old_audience END, cloudsync.actor(), clock_timestamp());
+            now_row.audience, CASE WHEN p_op = 'c' THEN '{}' ELSE p_old_audience END, cloudsync.actor(),
+            cloudsync.text_columns(tracked), clock_timestamp());
     RETURN v_version;
 END
 $$;
@@ -912,6 +1109,21 @@ AS $$
         SELECT FROM cloudsync.change_log l WHERE l.xid = pg_current_xact_id() AND l.table_id = p_table_id
         AND l.op = 't' AND l.id = (SELECT max(m.id) FROM cloudsync.change_log m
                                    WHERE m.xid = pg_current_xact_id() AND m.table_id = p_table_id))
+$$;
+
+-- What an event of op s tells.
+CREATE FUNCTION cloudsync.schema_json(tracked cloudsync.tracked_tables) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_build_object('schema_version', tracked.schema_version,
+        'columns', (SELECT jsonb_object_agg(c ->> 'name', c ->> 'type') FROM jsonb_array_elements(tracked.columns) c))
+$$;
+
+CREATE FUNCTION cloudsync.emit_schema(p_table_id integer) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT cloudsync.emit_table(t.table_id, t.schema_name || '.' || t.table_name, 's', cloudsync.schema_json(t), 0)
+    FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id
 $$;
 
 -- TRUNCATE of a tracked table (argument: whole) or of one of its partitions (part).
@@ -1059,10 +1271,10 @@ BEGIN
     ON CONFLICT (table_id, key) DO UPDATE SET version = r.version + 1, audience = excluded.audience
     RETURNING r.version INTO v_version;
     INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, table_id, table_name, key, op, version, "row", old,
-                                      audience, old_audience, actor, captured_at)
+                                      audience, old_audience, actor, text_op, captured_at)
     SELECT pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), p_tenant, p_shard, p_table_id,
            t.schema_name || '.' || t.table_name, p_key, 'u', v_version, p_row, '{}', p_audience, before,
-           cloudsync.actor(), clock_timestamp()
+           cloudsync.actor(), cloudsync.text_columns(t), clock_timestamp()
     FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
 END
 $$;
@@ -1402,6 +1614,10 @@ BEGIN
             RAISE EXCEPTION 'column % cannot be edited with text operations: it is not text', entry.key
                 USING ERRCODE = 'CS009', HINT = 'ot is for columns of type text.';
         END IF;
+        IF entry.value = 'ot' AND policy_number = ANY (wanted.key_numbers || wanted.tenant_number || wanted.owner_number) THEN
+            RAISE EXCEPTION 'column % cannot be edited with text operations: it says which row this is, or whose', entry.key
+                USING ERRCODE = 'CS009', HINT = 'ot is for columns beside the key, the tenant and the owner.';
+        END IF;
     END LOOP;
     wanted.column_policies := p_policies;
 
@@ -1477,6 +1693,9 @@ BEGIN
 
     table_id := wanted.table_id;
     changed := cloudsync.generate(table_id) OR before.table_id IS NULL;
+    IF (before.conflict, before.column_policies) <> (wanted.conflict, wanted.column_policies) THEN
+        PERFORM cloudsync.emit_schema(table_id); -- gateways read the policies with the columns
+    END IF;
 
     IF before.table_id IS NOT NULL AND (before.tenant_column, before.tenant_constant, before.owner_column, before.audience_function, before.dependencies)
            IS DISTINCT FROM (wanted.tenant_column, wanted.tenant_constant, wanted.owner_column, wanted.audience_function, wanted.dependencies) THEN
@@ -1958,9 +2177,7 @@ BEGIN
     END IF;
     IF wanted.columns <> before.columns THEN
         wanted.schema_version := before.schema_version + 1;
-        PERFORM cloudsync.emit_table(p_table_id, current_name, 's',
-            jsonb_build_object('schema_version', wanted.schema_version,
-                'columns', (SELECT jsonb_object_agg(c ->> 'name', c ->> 'type') FROM jsonb_array_elements(wanted.columns) c)), 0);
+        PERFORM cloudsync.emit_table(p_table_id, current_name, 's', cloudsync.schema_json(wanted), 0);
     END IF;
 
     UPDATE cloudsync.tracked_tables t SET
@@ -2318,6 +2535,15 @@ BEGIN
     END LOOP;
 
     DELETE FROM cloudsync.mutations m WHERE m.applied_at < clock_timestamp() - interval '7 days';
+    -- Operations behind the oldest base that a client may still name (cloudsync.resolve.documents.HISTORY).
+    DELETE FROM cloudsync.text_ops o WHERE o.applied_at < cutoff;
+    DELETE FROM cloudsync.text_ops o
+    USING (SELECT d.*, (SELECT i.revision FROM cloudsync.text_ops i
+                        WHERE (i.table_id, i.key, i.column_name) = (d.table_id, d.key, d.column_name)
+                        ORDER BY i.revision DESC OFFSET 2000 LIMIT 1) AS revision
+           FROM (SELECT g.table_id, g.key, g.column_name FROM cloudsync.text_ops g
+                 GROUP BY g.table_id, g.key, g.column_name HAVING count(*) > 2000) d) useless
+    WHERE (o.table_id, o.key, o.column_name) = (useless.table_id, useless.key, useless.column_name) AND o.revision <= useless.revision;
     UPDATE cloudsync.retention SET maintained_at = clock_timestamp();
     RETURN jsonb_build_object('made', made, 'dropped', dropped, 'floors_raised', raised, 'tombstones_expired', expired,
                               'postponed', postponed);
@@ -2425,7 +2651,8 @@ GRANT ALL ON cloudsync.pending_events TO cloudsync_relay;
 GRANT SELECT ON cloudsync.change_log, cloudsync.tracked_tables, cloudsync.row_state, cloudsync.relay_state,
     cloudsync.retention, cloudsync.migrations, cloudsync.pending_events TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE ON cloudsync.clients, cloudsync.conflicts, cloudsync.tenants TO cloudsync_service;
-GRANT SELECT, INSERT, UPDATE, DELETE ON cloudsync.mutations, cloudsync.text_ops TO cloudsync_service;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cloudsync.mutations TO cloudsync_service;
+GRANT SELECT ON cloudsync.text_ops TO cloudsync_service;
 -- What is in the log can be added to, and read by those who were given the right to: cloudsync_auditor.
 GRANT INSERT ON cloudsync.audit_log TO cloudsync_service;
 GRANT SELECT, INSERT, UPDATE ON cloudsync.audit_heads, cloudsync.audit_progress TO cloudsync_service;
@@ -2434,6 +2661,7 @@ GRANT SELECT, INSERT ON cloudsync.losses TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text),
     cloudsync.write_canaries() TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.note_fields(integer, text, bigint, jsonb, jsonb) TO cloudsync_service;
+GRANT EXECUTE ON FUNCTION cloudsync.edit_text(text, jsonb, integer), cloudsync.apply_text(text, jsonb) TO cloudsync_client;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;

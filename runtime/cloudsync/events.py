@@ -96,7 +96,7 @@ class ChangeEvent(msgspec.Struct, array_like=True, gc=False):
 
 def weight_of(event: ChangeEvent) -> int:
     """About what an event weighs in memory, in bytes."""
-    return 400 + len(event.row or b"") + len(event.old or b"")
+    return 400 + len(event.row or b"") + len(event.old or b"") + len(event.text_op or b"")
 
 
 class TopicMatch(msgspec.Struct, array_like=True, gc=False):

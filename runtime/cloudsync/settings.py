@@ -154,6 +154,10 @@ class Settings(BaseSettings):
     writes_at_once: int = Field(default=8, ge=1, description="Clients' changes being applied, per gateway.")
     changes_per_s: int = Field(default=50, ge=1, description="`change` frames per connection.")
     changes_burst: int = Field(default=100, ge=1, description="So many of them at once.")
+    texts_per_s: int = Field(default=2000, ge=1, description="`text` frames per connection, also at once.")
+    text_bytes: int = Field(
+        default=4 * 1024 * 1024, ge=1024, description="A text may not grow beyond it by clients' operations."
+    )
     replay_bytes: int = Field(
         default=32 * 1024 * 1024,
         ge=0,

@@ -18,8 +18,11 @@ _log = logs.get("gateway")
 
 def row_texts(subscription: Subscription, rows: list[SnapshotRow]) -> list[tuple[Verdict, str]]:
     """Rows of a subscription's table, as the creations that its client takes them for."""
-    name, columns = subscription.table.name, subscription.columns
-    return [("create", snapshot_text(name, r.key, r.version, project_text(r.row, columns))) for r in rows]
+    name, columns, texts = subscription.table.name, subscription.columns, subscription.texts
+    return [
+        ("create", snapshot_text(name, row.key, row.version, project_text(row.row, columns), texts))
+        for row in rows
+    ]
 
 
 def failure(error: Exception, ref: str) -> Error:

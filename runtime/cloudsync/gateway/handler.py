@@ -40,6 +40,7 @@ from cloudsync.protocol.messages import (
     Mismatch,
     Refetch,
     Subscribe,
+    TextRequest,
     UnknownType,
     Unsubscribe,
     Welcome,
@@ -223,7 +224,7 @@ class WebSocketHandler:
                 subscriptions.refetch(connection, frame)
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
-            case ChangeRequest():
+            case ChangeRequest() | TextRequest():
                 self._gateway.writes.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)

@@ -103,6 +103,11 @@ class Subscription:
         """Whether the gateway's watermark holds for it."""
         return self.held is None and self.since is None
 
+    @property
+    def texts(self) -> list[str]:
+        """Columns that it shows and that `text` frames edit."""
+        return [name for name in self.table.texts if self.columns is None or name in self.columns]
+
     def begin_hold(self) -> None:
         """Keep what is routed from here on, anew."""
         self.told = None

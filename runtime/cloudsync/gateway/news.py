@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from cloudsync.events import ChangeEvent
-from cloudsync.protocol.frames import Body, Verdict, batches, event_text, single
+from cloudsync.protocol.frames import Body, Verdict, batches, event_text, single, told_as
 
 _ENVELOPE_BYTES: Final = 300
 """What a frame has beside key, row, actor and table name, at most."""
@@ -24,13 +24,14 @@ class RowState:
         self.version = event.version
         self.size_bytes = _ENVELOPE_BYTES + len(event.table) + len(self.key)
         if verdict != "delete":
-            self.size_bytes += len(event.row or b"") + len(event.actor or b"")
+            self.size_bytes += len(event.row or b"") + len(event.actor or b"") + len(event.text_op or b"")
         self._text: str | None = None
 
     @property
     def latest(self) -> tuple[Verdict, str]:
         """As a frame that stands for itself: the full row, whatever the client holds, or the delete."""
-        verdict: Verdict = "delete" if self.verdict == "delete" else "create"
+        whole: Verdict = "delete" if self.verdict == "delete" else "create"
+        verdict = told_as(self.event, whole, self.columns)
         if self._text is None:
             self._text = event_text(self.event, verdict, self.columns)
         return verdict, self._text
@@ -38,7 +39,8 @@ class RowState:
     @property
     def every(self) -> tuple[Verdict, str]:
         """As the event that it is: an update with what changed."""
-        return self.verdict, event_text(self.event, self.verdict, self.columns)
+        verdict = told_as(self.event, self.verdict, self.columns)
+        return verdict, event_text(self.event, verdict, self.columns)
 
 
 class News:
@@ -67,7 +69,10 @@ class News:
     def bodies(self) -> list[Body]:
         """Frames of the events as they are: one each, or batches where they are many."""
         if self._bodies is None:
-            texts = [(verdict, event_text(event, verdict, self.columns)) for event, verdict in self.events]
+            texts = []
+            for event, meant in self.events:
+                verdict = told_as(event, meant, self.columns)
+                texts.append((verdict, event_text(event, verdict, self.columns)))
             if len(texts) <= self._realtime_limit:
                 self._bodies = [single(verdict, text) for verdict, text in texts]
             else:

@@ -22,7 +22,7 @@ from cloudsync.feeds.history import Ends, FeedHistory, RangeGone, RangeTooLarge
 from cloudsync.feeds.keys import Keys
 from cloudsync.gateway.hub import Matched, Subscription
 from cloudsync.keyring import Keyring
-from cloudsync.protocol.frames import Body, Verdict, batches, event_text, for_everyone, verdict_for
+from cloudsync.protocol.frames import Body, Verdict, batches, event_text, for_everyone, told_as, verdict_for
 from cloudsync.registry.matcher import Matcher, changed_columns, part_told
 from cloudsync.registry.topics import HostedTopic, Topic
 from cloudsync.sharding import SHARDS
@@ -89,6 +89,7 @@ class Texts:
         for event, bits in missed:
             verdict = verdict_for(event, bits, principal.user)
             if verdict is not None:
+                verdict = told_as(event, verdict, columns)
                 told.append((verdict, self._text(event, verdict, columns)))
         bodies = list(batches(told, limit_bytes=self._batch_bytes, ending=ENDING))
         if shared:

@@ -161,5 +161,6 @@ def _texts(subscription: Subscription, page: Page) -> list[tuple[Verdict, str]]:
         ("delete", departure_text(table, d.key, d.version)) for d in page.departed
     ]
     for row in page.present:
-        texts.append(("create", snapshot_text(table, row.key, row.version, project_text(row.row, columns))))
+        shown = project_text(row.row, columns)
+        texts.append(("create", snapshot_text(table, row.key, row.version, shown, subscription.texts)))
     return texts

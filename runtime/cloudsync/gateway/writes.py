@@ -24,8 +24,8 @@ from cloudsync.events import Position, parse_lsn
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.subscriptions import Subscriptions
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.messages import ChangeRejected, ChangeRequest, Error, SyncComplete
-from cloudsync.resolve import writer
+from cloudsync.protocol.messages import ChangeRejected, ChangeRequest, Error, SyncComplete, TextRequest
+from cloudsync.resolve import documents, writer
 from cloudsync.resolve.refusals import TryAgain
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
@@ -34,17 +34,39 @@ _POOL_WAIT_S: Final = 5.0
 _INCOMPLETE_KEPT: Final = 10_000
 _log = logs.get("gateway")
 
+Request = ChangeRequest | TextRequest
+
+
+class _Allowance:
+    """How many requests of a kind may come now."""
+
+    __slots__ = ("_at_s", "_burst", "_left", "_per_s")
+
+    def __init__(self, per_s: int, burst: int) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._left = float(burst)
+        self._at_s = time.monotonic()
+
+    def take(self) -> bool:
+        now_s = time.monotonic()
+        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
+        self._at_s = now_s
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
 
 class _Queue:
     """The changes of one connection that wait for their turn."""
 
-    __slots__ = ("allowance", "allowance_at_s", "changes", "refused_from", "task")
+    __slots__ = ("changes", "changes_allowed", "refused_from", "task", "texts_allowed")
 
-    def __init__(self, allowance: float) -> None:
-        self.changes: deque[ChangeRequest] = deque()
+    def __init__(self, settings: Settings) -> None:
+        self.changes: deque[Request] = deque()
         self.task: asyncio.Task[None] | None = None
-        self.allowance = allowance
-        self.allowance_at_s = time.monotonic()
+        self.changes_allowed = _Allowance(settings.changes_per_s, settings.changes_burst)
+        self.texts_allowed = _Allowance(settings.texts_per_s, settings.texts_per_s)
         self.refused_from: Error | None = None
         """The client is to begin again from this change."""
 
@@ -83,29 +105,32 @@ class Writes:
         return {
             "changes_per_s": self._settings.changes_per_s,
             "changes_burst": self._settings.changes_burst,
+            "texts_per_s": self._settings.texts_per_s,
+            "text_bytes": self._settings.text_bytes,
         }
 
-    def take(self, connection: Connection, change: ChangeRequest) -> None:
+    def take(self, connection: Connection, change: Request) -> None:
         """Put a change behind the connection's others, or refuse it for now."""
         queue = self._queues.get(connection)
         if queue is None:
-            queue = self._queues[connection] = _Queue(self._settings.changes_burst)
+            queue = self._queues[connection] = _Queue(self._settings)
         barrier = queue.refused_from
         if barrier is not None:
             if change.id > int(barrier.ref or 0):
                 connection.control(Error(barrier.code, barrier.message, str(change.id)))
                 return
             queue.refused_from = None
-        now_s = time.monotonic()
-        rate, burst = self._settings.changes_per_s, self._settings.changes_burst
-        queue.allowance = min(burst, queue.allowance + (now_s - queue.allowance_at_s) * rate)
-        queue.allowance_at_s = now_s
-        if queue.allowance < 1 or len(queue.changes) >= burst:
-            message = f"A connection may send {rate} changes a second, {burst} at once."
+        settings = self._settings
+        if isinstance(change, TextRequest):
+            allowance, burst = queue.texts_allowed, settings.texts_per_s
+            message = f"A connection may send {burst} text operations a second."
+        else:
+            allowance, burst = queue.changes_allowed, settings.changes_burst
+            message = f"A connection may send {settings.changes_per_s} changes a second, {burst} at once."
+        if len(queue.changes) >= burst or not allowance.take():
             queue.refused_from = Error(LimitReached.code, message, str(change.id))
             connection.control(queue.refused_from)
             return
-        queue.allowance -= 1
         queue.changes.append(change)
         if queue.task is None:
             queue.task = asyncio.create_task(self._work(connection, queue))
@@ -152,7 +177,7 @@ class Writes:
             if connection.close_code is not None:
                 self._queues.pop(connection, None)
 
-    async def _apply(self, connection: Connection, change: ChangeRequest) -> None:
+    async def _apply(self, connection: Connection, change: Request) -> None:
         principal, client_id = connection.principal, connection.client_id
         if principal is None or client_id is None:
             return
@@ -160,7 +185,13 @@ class Writes:
         if not catalog.knows(change.table):
             await self._subscriptions.load_catalog()
         async with self._pool.connection(timeout=_POOL_WAIT_S) as database:
-            answer = await writer.write(database, catalog, principal, client_id, change)
+            if isinstance(change, TextRequest):
+                limit_bytes = self._settings.text_bytes
+                answer = await documents.edit(
+                    database, catalog, principal, client_id, change, limit_bytes=limit_bytes
+                )
+            else:
+                answer = await writer.write(database, catalog, principal, client_id, change)
             connection.control(answer)
             if isinstance(answer, ChangeRejected):
                 note(
@@ -174,7 +205,7 @@ class Writes:
             self._incomplete.append((Position(parse_lsn(row[0]), 0), connection, change.id))
 
     def _refuse(
-        self, connection: Connection, queue: _Queue, change: ChangeRequest, code: str, message: str
+        self, connection: Connection, queue: _Queue, change: Request, code: str, message: str
     ) -> None:
         queue.refused_from = Error(code, message, str(change.id))
         connection.control(queue.refused_from)

@@ -67,6 +67,8 @@ ERROR_MEANINGS: Final[dict[str, str]] = {
     "bad_value": "A value does not fit its column.",
     "generated_column": "PostgreSQL computes this column; it cannot be written.",
     "text_column": "The column is edited with `text` frames.",
+    "not_a_text": "The column is not edited with `text` frames: its policy is not `ot`.",
+    "stale_revision": "The text operation is made from a revision that is too old: make it anew.",
     "not_unique": "Another row has the same values in columns that are unique.",
     "constraint_violated": "The change breaks a rule of the table.",
     "refused": "The application's own rules in the database refused the change.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -38,7 +38,16 @@ class _Actor(msgspec.Struct):
     at: str | None = None
 
 
+class _TextChange(msgspec.Struct):
+    """What `text_op` says of a column; see `change_log.text_op`."""
+
+    op: msgspec.Raw | None = None
+    whole: bool = False
+    cut: bool = False
+
+
 _actor = msgspec.json.Decoder(_Actor).decode
+_text_changes = msgspec.json.Decoder(dict[str, _TextChange]).decode
 _raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _names = msgspec.json.Decoder(list[str]).decode
 
@@ -88,14 +97,30 @@ def event_text(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | 
     head = f'"table":{_name(event.table)},"key":{key},"version":{event.version}'
     if verdict == "delete" or event.row is None:
         return head
+    texts = _texts(event, columns) if event.text_op else {}
     if verdict == "create":
         row = event.row.decode() if columns is None else _project(event.row, columns)
-        return f'{head},"row":{row}{_origin(event)}'
+        return f'{head},"row":{row}{revisions_text(texts, event.version)}{_origin(event)}'
     changed = _names(event.old) if event.old else []
     if columns is not None:
         changed = [name for name in changed if name in columns]
+    text = ""
+    if texts:
+        operations = {name: each.op for name, each in texts.items() if each.op is not None}
+        changed = [name for name in changed if name not in operations or texts[name].whole]
+        text = _operations_text(operations, event.version) if operations else ""
     changes = _project(event.row, changed) if changed else "{}"
-    return f'{head},"prev_version":{event.version - 1},"changes":{changes}{_origin(event)}'
+    return f'{head},"prev_version":{event.version - 1},"changes":{changes}{text}{_origin(event)}'
+
+
+def told_as(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | None) -> Verdict:
+    """The verdict as it can be told: of a row that the log holds cut, only what has changed.
+
+    Whoever does not hold the version before asks for the row as a whole.
+    """
+    if verdict == "create" and event.text_op and any(each.cut for each in _texts(event, columns).values()):
+        return "update"
+    return verdict
 
 
 def single(verdict: Verdict, text: str) -> Body:
@@ -122,9 +147,17 @@ def batches(events: Iterable[tuple[Verdict, str]], *, limit_bytes: int, ending: 
         yield _batch(part, size, ending)
 
 
-def snapshot_text(table: str, key: str, version: int, row: str) -> str:
-    """A row of a snapshot as the fields of a `data.create`."""
-    return f'"table":{_name(table)},"key":{key},"version":{version},"row":{row}'
+def snapshot_text(table: str, key: str, version: int, row: str, texts: Iterable[str] = ()) -> str:
+    """A row of a snapshot as the fields of a `data.create`; `texts`: those of its columns that `text` edits."""
+    return (
+        f'"table":{_name(table)},"key":{key},"version":{version},"row":{row}{revisions_text(texts, version)}'
+    )
+
+
+def revisions_text(texts: Iterable[str], version: int) -> str:
+    """The revision of each text: the version of its row."""
+    revisions = ",".join(f"{_name(name)}:{version}" for name in texts)
+    return f',"revisions":{{{revisions}}}' if revisions else ""
 
 
 def departure_text(table: str, key: str, version: int) -> str:
@@ -165,6 +198,18 @@ def _project(row: bytes, columns: Iterable[str]) -> str:
     values = _raw_object(row)
     parts = [f"{_name(name)}:{bytes(values[name]).decode()}" for name in columns if name in values]
     return "{" + ",".join(parts) + "}"
+
+
+def _texts(event: ChangeEvent, columns: tuple[str, ...] | None) -> dict[str, _TextChange]:
+    texts = _text_changes(event.text_op or b"{}")
+    return {name: each for name, each in texts.items() if columns is None or name in columns}
+
+
+def _operations_text(operations: Mapping[str, msgspec.Raw], version: int) -> str:
+    parts = [
+        f'{_name(name)}:{{"revision":{version},"op":{bytes(op).decode()}}}' for name, op in operations.items()
+    ]
+    return f',"text":{{{",".join(parts)}}}'
 
 
 def _origin(event: ChangeEvent) -> str:

@@ -86,6 +86,17 @@ class Text(ClientFrame, tag="text"):
     op: list[Any]
 
 
+class TextRequest(ClientFrame, tag="text"):
+    """A `text` as a server reads it; the operation is checked where it is applied."""
+
+    id: int
+    table: str
+    key: dict[str, msgspec.Raw]
+    column: str
+    revision: int
+    op: list[Any]
+
+
 class Resolve(ClientFrame, tag="resolve"):
     id: int
     conflict_id: str
@@ -123,7 +134,7 @@ AnyClientFrame = (
     | Subscribe
     | Unsubscribe
     | ChangeRequest
-    | Text
+    | TextRequest
     | Resolve
     | Refetch
     | Mismatch
@@ -149,10 +160,11 @@ class Welcome(ServerFrame, tag="welcome"):
 
 
 class Column(msgspec.Struct, omit_defaults=True, gc=False):
-    """A column as clients see it: its name and PostgreSQL type."""
+    """A column as clients see it: its name and PostgreSQL type, and whether `text` frames edit it."""
 
     name: str
     type: str
+    text: bool = False
 
 
 class TableSchema(msgspec.Struct, gc=False):
@@ -187,6 +199,8 @@ class ChangeConfirmed(ServerFrame, tag="change.confirmed"):
     outcome: Outcome
     version: int | None = None
     fields: list[str] | None = None
+    revision: int | None = None
+    """Of a `text`: what the operation is a part of from here on."""
 
 
 class ChangeRejected(ServerFrame, tag="change.rejected"):

@@ -30,6 +30,10 @@ _MESSAGE_LIMIT = 300
 def refusal_of(error: psycopg.Error, table: str) -> ChangeRefused | None:
     """What to tell the client; None if the same change may pass later, or the server is at fault."""
     diag = error.diag
+    if diag.sqlstate == "CS011":
+        return ChangeRefused("bad_operation", "The operation reaches beyond the text.")
+    if diag.sqlstate == "CS012":
+        return ChangeRefused("too_large", "The text would be longer than the server takes.")
     rule = f" ({diag.constraint_name})" if diag.constraint_name else ""
     match error:
         case errors.UniqueViolation() | errors.ExclusionViolation():

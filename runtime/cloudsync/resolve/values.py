@@ -28,12 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 def checked(table: CatalogTable, change: ChangeRequest) -> Values:
     """The values beside the key. Raises UnknownColumn or ChangeRefused."""
-    if set(change.key) != set(table.key):
-        raise ChangeRefused("bad_value", f"The key of {table.name} is {', '.join(table.key)}.")
-    for name, value in change.key.items():
-        if bytes(value) == b"null":
-            raise ChangeRefused("bad_value", f"The key's {name} must have a value.")
-        _check_kind(table, table.columns[name], value)
+    check_key(table, change.key)
     values = {}
     for name, value in change.values.items():
         column = table.columns.get(name)
@@ -52,6 +47,16 @@ def checked(table: CatalogTable, change: ChangeRequest) -> Values:
     if change.op == "delete" and values:
         raise ChangeRefused("bad_value", "A delete has no values.")
     return values
+
+
+def check_key(table: CatalogTable, key: Values) -> None:
+    """Raises ChangeRefused if it is not a key of the table."""
+    if set(key) != set(table.key):
+        raise ChangeRefused("bad_value", f"The key of {table.name} is {', '.join(table.key)}.")
+    for name, value in key.items():
+        if bytes(value) == b"null":
+            raise ChangeRefused("bad_value", f"The key's {name} must have a value.")
+        _check_kind(table, table.columns[name], value)
 
 
 def record(table: CatalogTable, values: Values, names: Iterable[str] | None = None) -> str:

@@ -7,8 +7,8 @@ before `row_state` is read: capture takes them in this order, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 import psycopg
@@ -16,7 +16,13 @@ from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, errors, sql
 
 from cloudsync.clock import Timestamp
 from cloudsync.errors import ClientRefused, RequestError
-from cloudsync.protocol.messages import ChangeConfirmed, ChangeRejected, ChangeRequest, Outcome
+from cloudsync.protocol.messages import (
+    ChangeConfirmed,
+    ChangeRejected,
+    ChangeRequest,
+    Outcome,
+    TextRequest,
+)
 from cloudsync.resolve.lww import (
     NEVER,
     ROW,
@@ -57,7 +63,7 @@ SELECT set_config('role', 'cloudsync_client', true), set_config('app.tenant_id',
        set_config('cloudsync.client_id', %(client)s, true),
        set_config('cloudsync.mutation_id', %(number)s, true), set_config('cloudsync.at', %(at)s, true)
 """
-_BECOME_SERVICE: Final = "SET LOCAL ROLE NONE"
+BECOME_SERVICE: Final = "SET LOCAL ROLE NONE"
 _HISTORY: Final = """
 SELECT s.version, s.fields, s.deleted_at IS NOT NULL, s.audience, s.image::text
   FROM cloudsync.row_state s WHERE s.table_id = %s AND s.key = current_setting('cloudsync.key')
@@ -69,7 +75,7 @@ _image: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _json: Final = msgspec.json.Encoder().encode
 
 
-class _Moved(Exception):
+class Moved(Exception):
     """The row was created or deleted by somebody else between two statements."""
 
 
@@ -82,10 +88,24 @@ class _Row(msgspec.Struct, frozen=True):
     image: Values | None = None
 
 
-class _Applied(msgspec.Struct, frozen=True):
+class Applied(msgspec.Struct, frozen=True):
     outcome: Outcome
     version: int | None
     lost: list[str] | None = None
+    revision: int | None = None
+
+
+class Work(Protocol):
+    """What is to be done in a request's transaction."""
+
+    async def look(self) -> None:
+        """Ask for what has to be known, without waiting for the answers."""
+
+    async def apply(self, now_ms: int, *, settled: bool) -> Applied:
+        """Do it. Raises RequestError if it is refused, psycopg errors, Moved."""
+
+
+Begin = Callable[[AsyncConnection[Any], AsyncPipeline, CatalogTable, Principal, str, Any], Work]
 
 
 async def write(
@@ -93,7 +113,8 @@ async def write(
     catalog: Catalog,
     principal: Principal,
     client_id: str,
-    change: ChangeRequest,
+    change: ChangeRequest | TextRequest,
+    begin: Begin | None = None,
 ) -> Answer:
     """Apply a change and answer once it is durable; a repeat is answered and not applied.
 
@@ -102,11 +123,13 @@ async def write(
     refused: RequestError | None = None
     for tries in range(_TRIES):
         try:
-            return await _attempt(connection, catalog, principal, client_id, change, refused, tries)
+            return await _attempt(
+                connection, catalog, principal, client_id, change, refused, tries, begin or _Change
+            )
         except (ChangeRefused, RequestError) as refusal:
             # The number is used up all the same: with a transaction of its own, the one before is void.
             refused = refusal
-        except _Moved:
+        except Moved:
             continue
         except _AGAIN:
             continue
@@ -114,7 +137,9 @@ async def write(
             found = refusal_of(error, catalog.find(change.table).name)
             if found is None:
                 raise TryAgain(type(error).__name__) from error
-            refused = await _named(connection, catalog, principal, change, found)
+            refused = found
+            if isinstance(change, ChangeRequest):
+                refused = await _named(connection, catalog, principal, change, found)
     raise TryAgain("the row is being changed by others")
 
 
@@ -123,17 +148,18 @@ async def _attempt(
     catalog: Catalog,
     principal: Principal,
     client_id: str,
-    change: ChangeRequest,
+    change: ChangeRequest | TextRequest,
     refused: RequestError | None,
     tries: int,
+    begin: Begin,
 ) -> Answer:
     # Statements go in groups, without waiting for each one's answer.
     async with connection.pipeline() as pipeline, connection.transaction():
         await connection.execute("SET LOCAL lock_timeout = '2s'")
         asked = await connection.execute(_TURN, (client_id, principal.tenant, principal.user))
-        work: _Change | None = None
+        work: Work | None = None
         if refused is None:
-            work = _Change(connection, pipeline, catalog.find(change.table), principal, client_id, change)
+            work = begin(connection, pipeline, catalog.find(change.table), principal, client_id, change)
             await work.look()
         await pipeline.sync()
         turn = await asked.fetchone()
@@ -148,12 +174,32 @@ async def _attempt(
             result: dict[str, Any] = {"code": refused.code, "message": str(refused)}
         else:
             applied = await work.apply(now_ms, settled=tries >= _HIDDEN_AFTER)
-            answer = ChangeConfirmed(change.id, applied.outcome, applied.version, applied.lost)
+            answer = ChangeConfirmed(
+                change.id, applied.outcome, applied.version, applied.lost, applied.revision
+            )
             result = {"outcome": applied.outcome, "version": applied.version, "fields": applied.lost}
+            if applied.revision is not None:
+                result["revision"] = applied.revision
         await connection.execute(
             _DONE, {"client": client_id, "number": change.id, "result": _json(result).decode()}
         )
     return answer
+
+
+async def become_client(
+    connection: AsyncConnection[Any], principal: Principal, client_id: str, number: int, at: str
+) -> None:
+    """From here on the transaction has the user's rights, and capture knows who writes."""
+    await connection.execute(
+        _BECOME_CLIENT,
+        {
+            "tenant": principal.tenant,
+            "user": principal.user,
+            "client": client_id,
+            "number": str(number),
+            "at": at,
+        },
+    )
 
 
 async def _repeated(connection: AsyncConnection[Any], client_id: str, number: int) -> Answer:
@@ -164,7 +210,9 @@ async def _repeated(connection: AsyncConnection[Any], client_id: str, number: in
     result = row[0]
     if "code" in result:
         return ChangeRejected(number, result["code"], result["message"])
-    return ChangeConfirmed(number, "already_applied", result["version"], result["fields"])
+    return ChangeConfirmed(
+        number, "already_applied", result["version"], result["fields"], result.get("revision")
+    )
 
 
 async def _named(
@@ -215,8 +263,8 @@ class _Change:
         self._values = checked(table, change)
         self._is_settled = False
 
-    async def apply(self, now_ms: int, *, settled: bool) -> _Applied:
-        """Raises RequestError if the change is refused, psycopg errors, _Moved."""
+    async def apply(self, now_ms: int, *, settled: bool) -> Applied:
+        """Raises RequestError if the change is refused, psycopg errors, Moved."""
         table = self._table
         self._is_settled = settled
         row = await self._find(settled=settled)
@@ -243,7 +291,7 @@ class _Change:
             case "nothing":
                 lost = [name for name in decision.lost if name != ROW]
                 outcome: Outcome = "superseded" if decision.lost else "applied"
-                return _Applied(outcome, row.history.version, lost or None)
+                return Applied(outcome, row.history.version, lost or None)
             case "exists":
                 raise ChangeRefused("row_exists", f"{table.name} has a row with this key already.")
             case "missing":
@@ -287,7 +335,7 @@ class _Change:
         if exists == deleted:
             # What is known is not of the row that was found: somebody came between, or it is hidden.
             if not settled:
-                raise _Moved
+                raise Moved
             return _Row(found[0], History(exists, version))
         history = History(exists, version, stamps_of(stamps))
         if exists:
@@ -310,12 +358,12 @@ class _Change:
     def _missing(self) -> ChangeRefused:
         return ChangeRefused("unknown_row", f"{self._table.name} has no such row, or you may not change it.")
 
-    async def _insert(self, row: _Row, decision: Decision) -> _Applied:
+    async def _insert(self, row: _Row, decision: Decision) -> Applied:
         values = {**self._change.key, **self._values}
         version = await self._create(row, values, decision.at)
-        return _Applied("applied", version)
+        return Applied("applied", version)
 
-    async def _update(self, row: _Row, decision: Decision) -> _Applied:
+    async def _update(self, row: _Row, decision: Decision) -> Applied:
         table = self._table
         await self._become_client(str(decision.at))
         same = expression(table.key_condition, key="k.key")
@@ -349,9 +397,9 @@ class _Change:
             await self._note(row, version, missing)
         base = self._change.base_version
         alone = not decision.lost and (base is None or base >= row.history.version)
-        return _Applied("applied" if alone else "merged", version, list(decision.lost) or None)
+        return Applied("applied" if alone else "merged", version, list(decision.lost) or None)
 
-    async def _revive(self, row: _Row, decision: Decision) -> _Applied:
+    async def _revive(self, row: _Row, decision: Decision) -> Applied:
         assert row.image is not None  # noqa: S101 - `_could_see`
         edits = {name: self._values[name] for name in decision.fields}
         known = {name: value for name, value in row.image.items() if name in self._table.columns}
@@ -362,19 +410,19 @@ class _Change:
         stamps = {name: row.history.stamps.get(name, Stamp(0, NEVER)) for name in known}
         stamps.update({name: Stamp(version, decision.at) for name in edits})
         await self._note(row, version, stamps)
-        return _Applied("merged", version, list(decision.lost) or None)
+        return Applied("merged", version, list(decision.lost) or None)
 
-    async def _remember(self, row: _Row, decision: Decision) -> _Applied:
+    async def _remember(self, row: _Row, decision: Decision) -> Applied:
         """The row stays deleted; what was newer than what it held comes back with it, if it ever does."""
         stamps = {name: Stamp(row.history.version, decision.at) for name in decision.fields}
         image = {name: self._values[name] for name in decision.fields if name != ROW}
         await self._note(row, row.history.version, stamps, image)
         outcome: Outcome = "merged" if self._change.op == "delete" else "superseded"
         lost = [name for name in decision.lost if name != ROW]
-        return _Applied(outcome, row.history.version, lost or None)
+        return Applied(outcome, row.history.version, lost or None)
 
     async def _create(self, row: _Row, values: Values, at: Timestamp, *, whole: bool = False) -> int:
-        """Insert a row. Raises _Moved if somebody else did, or has done and undone it."""
+        """Insert a row. Raises Moved if somebody else did, or has done and undone it."""
         table = self._table
         names = [name for name in values if not table.columns[name].generated]
         await self._become_client(str(at))
@@ -396,9 +444,9 @@ class _Change:
         if cursor.rowcount != 1:
             if self._is_settled:
                 raise ChangeRefused("row_exists", f"{table.name} has a row with this key already.")
-            raise _Moved
+            raise Moved
         if row.history.version and version != row.history.version + 1:
-            raise _Moved
+            raise Moved
         return version
 
     async def _written(self, row: _Row) -> tuple[int, Mapping[str, Stamp]]:
@@ -410,7 +458,7 @@ class _Change:
         return (state[0], stamps_of(state[1])) if state is not None else (row.history.version, {})
 
     async def _ask_history(self) -> AsyncCursor[Any]:
-        await self._connection.execute(_BECOME_SERVICE)
+        await self._connection.execute(BECOME_SERVICE)
         return await self._connection.execute(_HISTORY, (self._table.table_id,))
 
     async def _note(
@@ -429,19 +477,10 @@ class _Change:
         )
         noted = await cursor.fetchone()
         if noted is None or not noted[0]:
-            raise _Moved
+            raise Moved
 
     async def _become_client(self, at: str) -> None:
-        await self._connection.execute(
-            _BECOME_CLIENT,
-            {
-                "tenant": self._principal.tenant,
-                "user": self._principal.user,
-                "client": self._client_id,
-                "number": str(self._change.id),
-                "at": at,
-            },
-        )
+        await become_client(self._connection, self._principal, self._client_id, self._change.id, at)
 
 
 def _time_of(change: ChangeRequest, client_id: str, now_ms: int) -> Timestamp:

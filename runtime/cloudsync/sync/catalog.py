@@ -45,10 +45,15 @@ class CatalogTable(msgspec.Struct, frozen=True):
         """How concurrent changes of a column are resolved: `lww`, `ot` or `manual`."""
         return self.column_policies.get(column, self.conflict)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns that are edited with text operations."""
+        return tuple(name for name, policy in self.column_policies.items() if policy == "ot")
+
     def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
         """What a subscriber is told; with `columns` only those and the key."""
         shown = [
-            Column(c.name, c.type)
+            Column(c.name, c.type, self.policy(c.name) == "ot")
             for c in self.columns.values()
             if columns is None or c.name in columns or c.name in self.key
         ]

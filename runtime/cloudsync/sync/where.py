@@ -17,6 +17,7 @@ from cloudsync.sync.catalog import CatalogTable, TableColumn
 _MAX_CONDITIONS: Final = 32
 _MAX_OPERANDS: Final = 1000
 _MAX_TEXT: Final = 10_000
+_MAX_OPERAND_OF_TEXT: Final = 1000  # less than cloudsync.text_head() leaves of a text
 
 
 async def canonical_where(
@@ -107,6 +108,8 @@ def _wanted(table: CatalogTable, where: dict[str, Any]) -> list[_Wanted]:
             raise BadFilter(f"The condition on {name!r} is empty.")
         for operator, operand in operators.items():
             _check_operator(table, column, operator, operand)
+            if table.policy(name) == "ot":
+                _check_operand_of_text(column, operand)
             found.append(_Wanted(column, operator, operand))
     if len(found) > _MAX_CONDITIONS:
         raise BadFilter(f"A where-clause may have {_MAX_CONDITIONS} conditions at most.")
@@ -211,6 +214,16 @@ def _check_operator(table: CatalogTable, column: TableColumn, operator: str, ope
         raise BadFilter(f"`is_null` on {column.name!r} takes true or false.")
     if operator == "in" and (not isinstance(operand, list) or len(operand) > _MAX_OPERANDS):
         raise BadFilter(f"`in` on {column.name!r} takes a list of {_MAX_OPERANDS} values at most.")
+
+
+def _check_operand_of_text(column: TableColumn, operand: Any) -> None:
+    """Of a long text the live stream knows the beginning: it decides against every operand that is shorter."""
+    for value in operand if isinstance(operand, list) else [operand]:
+        if isinstance(value, str) and len(value) > _MAX_OPERAND_OF_TEXT:
+            raise BadFilter(
+                f"{column.name!r} is edited with `text` frames: its operands have {_MAX_OPERAND_OF_TEXT}"
+                " characters at most."
+            )
 
 
 def _local_form(column: TableColumn, value: Any) -> tuple[Any, bool]:
