@@ -2,6 +2,8 @@
 
 from cloudsync.client.change import Change, Confirmation
 from cloudsync.client.connection import Client, State, connect
+from cloudsync.client.document import Document, TextEvent
+from cloudsync.client.edit import Edit
 from cloudsync.client.errors import (
     ChangeRejected,
     Closed,
@@ -18,6 +20,7 @@ from cloudsync.client.errors import (
 )
 from cloudsync.client.subscription import ChangeEvent
 from cloudsync.client.view import Changes, View
+from cloudsync.resolve.text import transform_position
 
 __all__ = [
     "Change",
@@ -27,6 +30,8 @@ __all__ = [
     "Client",
     "Closed",
     "Confirmation",
+    "Document",
+    "Edit",
     "FellBehind",
     "ProtocolBroken",
     "ServerRefused",
@@ -35,9 +40,11 @@ __all__ = [
     "StoreInUse",
     "StoreRefused",
     "TenantDisabled",
+    "TextEvent",
     "TokenCallbackFailed",
     "TooManyConnections",
     "Unreachable",
     "View",
     "connect",
+    "transform_position",
 ]

@@ -107,7 +107,17 @@ class Change:
         for answer in self._take_waiting():
             answer.set_exception(error)
 
-    def frame(self) -> messages.Change:
+    @property
+    def waits(self) -> bool:
+        """Whether it may not be sent yet; what comes behind it may."""
+        return False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the store has to hold it longer than until it is settled."""
+        return False
+
+    def frame(self) -> messages.Change | messages.Text:
         return messages.Change(
             self.number, self.op, self.table, self.key, self.values, self.base_version, self.at
         )

@@ -26,6 +26,7 @@ from cloudsync.client.actions import (
 )
 from cloudsync.client.change import Change, Operation
 from cloudsync.client.credentials import Credentials, TokenCallback, user_of
+from cloudsync.client.document import Document
 from cloudsync.client.errors import (
     Closed,
     FrameUnreadable,
@@ -109,6 +110,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         if self._store_path is not None:
             self._open_store(self._store_path)
+        self._session.on_edit = self._edited
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._task = self._loop.create_task(self._run(), name="cloudsync client")
@@ -244,7 +246,7 @@ class Client:
         subscription = self._session.subscribe(
             table, where, list(columns) if columns is not None else None, mode
         )
-        view = View(subscription, close=self._unsubscribe)
+        view = View(subscription, close=self._unsubscribe, document=self._document)
         self._views[subscription] = view
         if subscription.complete:
             return view
@@ -315,6 +317,13 @@ class Client:
             self._act(action)
         self._send()
         return change
+
+    def _document(self, subscription: Subscription, key: Row | Key, column: str) -> Document:
+        return self._session.document(subscription, key, column)
+
+    def _edited(self) -> None:
+        self._session.send_edits(self._loop.time())
+        self._send()
 
     async def _unsubscribe(self, view: View) -> None:
         subscription = view.subscription
@@ -508,7 +517,7 @@ class Client:
             view.end(error)
         if self._store is not None and isinstance(error, Closed) and self.pending:
             error = Closed("The client was closed; the change is sent when the store is opened again.")
-        self._session.writes.fail(error)
+        self._session.stop(error)
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(error)

@@ -30,6 +30,13 @@ class Times(msgspec.Struct, frozen=True, gc=False):
     route: int = 0
 
 
+class TextChange(msgspec.Struct, frozen=True, gc=False):
+    """How a text has changed: the operation, and the version of the row that it made."""
+
+    revision: int
+    op: list[Any]
+
+
 class _Data(msgspec.Struct, tag_field="type", kw_only=True):
     key: dict[str, Any]
     version: int
@@ -52,7 +59,7 @@ class DataCreate(_Data, tag="data.create"):
 class DataUpdate(_Data, tag="data.update"):
     prev_version: int
     changes: dict[str, Any]
-    text: dict[str, Any] | None = None
+    text: dict[str, TextChange] | None = None
 
 
 class DataDelete(_Data, tag="data.delete"):

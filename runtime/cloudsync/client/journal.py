@@ -39,6 +39,8 @@ class Journal:
         self._schemas: dict[str, tuple[TableSchema, str]] = {}
         self._numbers: set[int] = set()
         self._last_number = store.last_replica()
+        self.texts: list[tuple[int, Any]] = []
+        """Numbers and contents of the edits that the store holds, once `load_writes` has read them."""
 
     def load(self) -> list[Subscription]:
         """The subscriptions that the store holds, with their rows."""
@@ -52,7 +54,9 @@ class Journal:
         next_number, clock_ms, clock_counter = self._counters = self.store.counters
         clock = HybridClock(clock_ms, clock_counter)
         try:
-            changes = [Change(number, **decode(content)) for number, content in self.store.changes()]
+            contents = [(number, decode(content)) for number, content in self.store.changes()]
+            changes = [Change(number, **content) for number, content in contents if "text_of" not in content]
+            self.texts = [(number, content) for number, content in contents if "text_of" in content]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             raise self._unreadable(error) from error
         return WriteQueue(next_number=next_number, clock=clock, changes=changes)

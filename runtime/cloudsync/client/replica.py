@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from cloudsync.client.frames import Data, DataCreate, DataDelete, DataUpdate
 from cloudsync.protocol.checksum import checksum, checksum_text
+from cloudsync.resolve import text as ot
+from cloudsync.resolve.text import BadOperation
 from cloudsync.sharding import key_text
 
 Key = tuple[Any, ...]
@@ -114,9 +116,14 @@ class Replica:
             if held is None or event.prev_version != held:
                 self._want(key, event)
                 return None
-            row = {**self.rows[key], **event.changes}
+            try:
+                changes = _changed_values(self.rows[key], event)
+            except BadOperation:
+                self._want(key, event)
+                return None
+            row = {**self.rows[key], **changes}
             self._hold(key, row, event.version)
-            return Applied("update", key, row, event.changes, event.version)
+            return Applied("update", key, row, changes, event.version)
         if isinstance(event, DataCreate):
             return self._create(key, event, known)
         return self._delete(key, event, known)
@@ -219,6 +226,18 @@ class Replica:
     def _touch(self, key: Key) -> None:
         if self.touched is not None:
             self.touched.add(key)
+
+
+def _changed_values(row: Row, event: DataUpdate) -> Row:
+    """The new values of an update, with its text operations carried out. Raises BadOperation."""
+    if not event.text:
+        return event.changes
+    texts = {
+        column: ot.apply(row.get(column) or "", change.op)
+        for column, change in event.text.items()
+        if column not in event.changes
+    }
+    return {**event.changes, **texts}
 
 
 def _changes(before: Row, after: Row) -> Row:

@@ -29,11 +29,14 @@ from cloudsync.client.actions import (
     Welcomed,
 )
 from cloudsync.client.change import Change, Confirmation, Operation
+from cloudsync.client.document import Document, Origin
+from cloudsync.client.edit import Edit
 from cloudsync.client.frames import Data, Frame, SyncBatch, decode
 from cloudsync.client.journal import Journal, request_text
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.store import Store
 from cloudsync.client.subscription import ChangeEvent, Subscription
+from cloudsync.client.texts import Texts, size_of
 from cloudsync.client.wire import base_of, wire_key, wire_values, without_key
 from cloudsync.client.writes import WriteQueue
 from cloudsync.errors import LimitReached, RequestError
@@ -60,6 +63,7 @@ from cloudsync.protocol.messages import (
     Where,
     encode,
 )
+from cloudsync.resolve import text as ot
 
 ACK_FRAMES: Final = 32
 ACK_BYTES: Final = 128 * 1024
@@ -89,6 +93,9 @@ class Session:
         self.outgoing: list[bytes] = []
         self.subscriptions: dict[str, Subscription] = {}
         self.on_frame: Callable[[Frame], object] | None = None
+        self.on_edit: Callable[[], None] | None = None
+        """To be called when an edit was queued: `send_edits` is due."""
+        self._stopped: Exception | None = None
         self._sdk = sdk
         self._next_id = 0
         self._received = 0
@@ -99,6 +106,8 @@ class Session:
         self._inbound_frame_bytes = INBOUND_FRAME_BYTES
         self._journal = Journal(store) if store else None
         self.writes = WriteQueue()
+        self.texts = Texts(self._edit, self._edit_arrived)
+        self._leaving: set[Subscription] = set()
         self._confirmed: dict[Change, int] = {}
         """Confirmed changes whose row has not arrived yet, and the cursors seen since."""
         if self._journal is not None:
@@ -112,8 +121,12 @@ class Session:
     def save(self) -> None:
         """Commit what the store does not hold yet."""
         self._save_due_s = None
+        self._keep()
+
+    def _keep(self, added: Change | None = None) -> None:
         if self._journal is not None:
-            self._journal.save(self.subscriptions.values(), self.cursor, self.writes)
+            self.writes.rebased += self.texts.unstored()
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, added)
 
     # The connection
 
@@ -177,8 +190,15 @@ class Session:
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        if self.subscriptions.pop(subscription.id, None) is None:
+        if self.subscriptions.get(subscription.id) is not subscription:
             return
+        subscription.claimed = False
+        if self.texts.is_pending(subscription):
+            self._leaving.add(subscription)  # until its texts are saved
+            return
+        self._leaving.discard(subscription)
+        self._lose(self.texts.close(subscription))
+        del self.subscriptions[subscription.id]
         if self.welcomed and subscription.state != "new":
             self._send(Unsubscribe(subscription.id))
         subscription.state = "ended"
@@ -230,13 +250,69 @@ class Session:
             raise LimitReached(
                 f"The change has {size_bytes} bytes; the server takes {self._inbound_frame_bytes} at most."
             )
-        if self._journal is not None:
-            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, change)
+        self._keep(change)
         self.writes.append(change)
         actions = self._on_views(lambda subscription: subscription.show(change))
         if self.welcomed:
             self._send_changes(now_s)
         return change, actions
+
+    def document(self, subscription: Subscription, key: Row | Key, column: str) -> Document:
+        """The text of a row that a view shows. Raises RequestError."""
+        return self.texts.open(subscription, key, column, self.client_id)
+
+    def _edit(self, document: Document, operation: ot.Operation, origin: Origin) -> Edit:
+        """Queue an operation, durably, and show it. Raises as `write`, or BadOperation."""
+        if self._stopped is not None:
+            raise self._stopped
+        ot.apply(document.text, ot.check(operation))
+        if not self.writes.next_number:
+            raise RequestError(
+                "It is not known which numbers this client id has used for its changes.",
+                hint="Leave `client_id` out, or open the store that belongs to it.",
+            )
+        edit, before = self.texts.compose(document, operation, self.writes)
+        try:
+            if size_of(edit) > self._inbound_frame_bytes:
+                raise LimitReached(
+                    f"The operation is larger than the server takes: {self._inbound_frame_bytes} bytes."
+                )
+            self._keep(edit)
+        except BaseException:
+            if before is not None:
+                edit.operation = before
+            raise
+        if before is None:
+            document.edits.append(edit)
+            self.writes.append(edit)
+        document.show(operation, origin)
+        if self.on_edit is not None:
+            self.on_edit()
+        return edit
+
+    def send_edits(self, now_s: float) -> None:
+        """Edits were made: send those whose turn it is."""
+        if self.welcomed:
+            self._send_changes(now_s)
+
+    def stop(self, error: Exception) -> None:
+        """The client has stopped: nothing more will be heard of its changes, and no text can be edited."""
+        self._stopped = error
+        self.writes.fail(error)
+
+    def _edit_arrived(self, edit: Edit) -> None:
+        """An edit is a part of the text that the view holds, or is not made any more."""
+        self.writes.settled.append(edit.number)
+        if edit.revision is not None:
+            self.writes.confirm(edit.number, Confirmation("applied", edit.revision))
+
+    def _lose(self, edits: list[Edit]) -> list[Action]:
+        actions: list[Action] = []
+        for edit in reversed(edits):
+            actions += self._reject(
+                edit.number, "unknown_row", "The row is not in the view any more; the edit cannot be placed."
+            )
+        return actions
 
     def authenticate(self, token: str) -> None:
         """Replace the token of the live connection."""
@@ -252,8 +328,13 @@ class Session:
             return []
         if self.on_frame is not None:
             self.on_frame(frame)
+        actions = self._take(frame, len(data), now_s, wall_us)
+        self._send_texts(now_s)
+        return actions
+
+    def _take(self, frame: Frame, size_bytes: int, now_s: float, wall_us: int) -> list[Action]:
         if isinstance(frame, SyncBatch | Data):
-            if not self._count(frame.n, len(data), now_s):
+            if not self._count(frame.n, size_bytes, now_s):
                 return []
             return self._data(frame, wall_us)
         if isinstance(frame, ChangeConfirmed | ChangeRejected):
@@ -356,7 +437,11 @@ class Session:
         else:
             confirmation = Confirmation(frame.outcome, frame.version, frame.fields)
             change = self.writes.confirm(frame.id, confirmation)
-            if change is not None:
+            if isinstance(change, Edit):
+                alone = frame.outcome == "applied"
+                actions = [Settled(change)]
+                actions += self._lose(change.document.confirm(change, frame.revision, alone=alone))
+            elif change is not None:
                 actions = [Settled(change), *self._confirm(change, confirmation)]
         if actions and self._save_due_s is None:
             self._save_due_s = now_s + ACK_DELAY_S
@@ -382,10 +467,21 @@ class Session:
         return actions
 
     def _reject(self, number: int, code: str, message: str) -> list[Action]:
+        waiting = self.writes.changes.get(number)
+        if isinstance(waiting, Edit) and code == "stale_revision":
+            self.writes.postpone(waiting)
+            waiting.document.postpone(waiting)
+            return []
         error = errors.ChangeRejected(message, code=code)
         change = self.writes.reject(number, error)
         if change is None:
             return []
+        if isinstance(change, Edit):
+            change.document.refuse(change)
+            return [Settled(change, error)]
+        lost = self.texts.row_refused(change.table, change.key) if change.op == "create" else []
+        if lost:
+            return [Settled(change, error), *self._lose(lost), *self._hide(change)]
         return [Settled(change, error), *self._hide(change)]
 
     def _change_refused(self, number: int, frame: Error, now_s: float) -> list[Action]:
@@ -411,11 +507,28 @@ class Session:
 
     def _show_waiting(self, subscription: Subscription) -> None:
         for change in self.writes.changes.values():
-            subscription.show(change)
+            if not isinstance(change, Edit):
+                subscription.show(change)
 
     def _send_changes(self, now_s: float) -> None:
+        for edit in self.texts.due():
+            if self.writes.is_passed(edit):
+                self.writes.renumber(edit)
         for change in self.writes.next_to_send(now_s):
+            if isinstance(change, Edit) and not change.sent:
+                change.sent = True  # on disk first: what the server may know does not grow any more
+                self._keep(change)
             self._send(change.frame())
+
+    def _send_texts(self, now_s: float) -> None:
+        """What has arrived may have been what an edit waited for, or a view that has ended."""
+        if self.welcomed and any(True for _ in self.texts.due()):
+            self._send_changes(now_s)
+        for subscription in [s for s in self._leaving if not self.texts.is_pending(s)]:
+            if subscription.claimed:  # again
+                self._leaving.discard(subscription)
+            else:
+                self.unsubscribe(subscription)
 
     def _observe(self, frame: SyncBatch | Data) -> None:
         """What this client writes from now on is later than what it has seen."""
@@ -437,6 +550,8 @@ class Session:
             self.subscriptions[subscription.id] = subscription
             self._next_id = max(self._next_id, int(subscription.id[1:]))
             self._show_waiting(subscription)
+        edits = self.texts.restore(journal.texts, self.subscriptions, self.client_id)
+        self.writes.bring_back([edit for edit in edits if edit.revision is None])
 
     def _error(self, frame: Error, now_s: float) -> list[Action]:
         error = errors.from_code(frame.code, frame.message)
@@ -449,9 +564,11 @@ class Session:
             return []
         if subscription.complete and frame.code in _PASSING:
             return [Stalled(subscription, error)]
+        actions = self._lose(self.texts.close(subscription))
         del self.subscriptions[subscription.id]
+        self._leaving.discard(subscription)
         subscription.state = "ended"
-        return [Failed(subscription, error)]
+        return [Failed(subscription, error), *actions]
 
     def _begin_snapshot(self, subscription: Subscription, schema: TableSchema) -> None:
         subscription.begin_snapshot(schema)

@@ -268,7 +268,10 @@ class Store:
     def _forget_unused(self) -> None:
         with self._transaction(durable=False):
             self._database.execute(
-                "DELETE FROM subscriptions WHERE used_at < ?", (int(time.time()) - UNUSED_KEPT_S,)
+                "DELETE FROM subscriptions WHERE used_at < ? AND id NOT IN"
+                " (SELECT json_extract(content, '$.view') FROM changes"
+                "   WHERE json_extract(content, '$.view') IS NOT NULL)",
+                (int(time.time()) - UNUSED_KEPT_S,),
             )
             self._database.execute(
                 "DELETE FROM rows WHERE replica NOT IN"

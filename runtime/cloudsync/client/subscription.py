@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -48,6 +48,9 @@ class ChangeEvent(msgspec.Struct, frozen=True, kw_only=True):
         return (self.received_us - self.times.commit) / 1000
 
 
+Listener = Callable[[Data | None], None]
+
+
 class Subscription:
     """One subscription and the rows it has brought; `observed` while somebody wants its events.
 
@@ -56,6 +59,7 @@ class Subscription:
     """
 
     __slots__ = (
+        "_listening",
         "claimed",
         "columns",
         "complete",
@@ -96,11 +100,16 @@ class Subscription:
         """Whether the application has asked for it; one from a store waits for that."""
         self.used_at = 0
         """When the application last asked for it, seconds since 1970."""
+        self._listening: dict[Key, list[Listener]] = {}
 
     @property
     def covered(self) -> bool:
         """Whether the rows hold everything up to the client's cursor, so that it may come back with it."""
         return self.complete and self.state in ("live", "held", "returning")
+
+    def listen(self, key: Key, listener: Listener) -> None:
+        """Tell of every event of a row that was taken in, and (None) when the row was replaced as it is."""
+        self._listening.setdefault(key, []).append(listener)
 
     def begin_snapshot(self, schema: TableSchema) -> None:
         """A snapshot follows: beside the rows held, if there are any, so that readers see no hole."""
@@ -120,6 +129,9 @@ class Subscription:
         try:
             for event in events:
                 applied = self._beneath(event) if target is self.replica else target.apply(event)
+                if self._listening and target is self.replica:
+                    for listener in self._listening.get(target.key_of(event.key), ()):
+                        listener(event)
                 if applied is None:
                     continue
                 changed = True
@@ -145,6 +157,9 @@ class Subscription:
         self.staging = None
         self.state = "live"
         self.complete = True
+        for listeners in self._listening.values():
+            for listener in listeners:
+                listener(None)
         return events
 
     def change_schema(self, schema: TableSchema) -> None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Final
 from weakref import WeakSet
 
+from cloudsync.client.document import Document
 from cloudsync.client.errors import Closed, FellBehind
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.subscription import ChangeEvent, Subscription
@@ -65,9 +66,16 @@ class View:
     at once; `versions` are those of the rows as the server has confirmed them.
     """
 
-    def __init__(self, subscription: Subscription, *, close: Callable[[View], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        close: Callable[[View], Awaitable[None]],
+        document: Callable[[Subscription, Row | Key, str], Document],
+    ) -> None:
         self.subscription = subscription
         self._close = close
+        self._document = document
         self._callbacks: dict[object, Callback] = {}
         self._listeners: WeakSet[Changes] = WeakSet()
         self._turn: asyncio.Future[None] | None = None
@@ -122,6 +130,14 @@ class View:
                 if self._turn is None or self._turn.done():
                     self._turn = asyncio.get_running_loop().create_future()
                 await asyncio.shield(self._turn)
+
+    def text(self, key: Row | Key, column: str) -> Document:
+        """A text of the view, to be edited together with others; the same document for the same place.
+
+        `rows` shows the text as the server has confirmed it, the document with this client's edits. Raises
+        RequestError if the view has no such row, or the column's policy is not `ot`.
+        """
+        return self._document(self.subscription, key, column)
 
     async def close(self) -> None:
         """End the subscription; rows stay as they are."""

@@ -42,6 +42,7 @@ class WriteQueue:
         """Changes that are now upon another version than the store says."""
         self._in_flight: dict[int, Place] = {}
         self._sent_upto = 0
+        self._last_mutation = 0
         self._tries = 0
         self._internal: dict[int, int] = {}
         self._paused_until_s: float | None = None
@@ -78,6 +79,34 @@ class WriteQueue:
         self.next_number += 1
         return change
 
+    def take_number(self) -> int:
+        """The next number, for a change that carries no time."""
+        self.next_number += 1
+        return self.next_number - 1
+
+    def renumber(self, change: Change) -> None:
+        """Give a change that was never sent the next number: those behind it have gone ahead."""
+        self.changes.pop(change.number, None)
+        self.settled.append(change.number)
+        change.number = self.take_number()
+        self.changes[change.number] = change
+        self.rebased.append(change)
+
+    def postpone(self, change: Change) -> None:
+        """The server has used a change's number up without it: it goes again, later, under another."""
+        self._in_flight.pop(change.number, None)
+        self.renumber(change)
+
+    def bring_back(self, changes: list[Change]) -> None:
+        """Put changes from a store among the others, by their numbers."""
+        for change in changes:
+            self.append(change)
+        self.changes = dict(sorted(self.changes.items()))
+
+    def is_passed(self, change: Change) -> bool:
+        """Whether a later number has gone out, so that this one cannot any more."""
+        return change.number <= max(self._sent_upto, self._last_mutation)
+
     def append(self, change: Change) -> None:
         self.changes[change.number] = change
         self._rows.setdefault(place_of(change), []).append(change)
@@ -86,6 +115,7 @@ class WriteQueue:
         """A connection stands: whatever waits goes out on it, from the first on."""
         if last_mutation is not None:
             self.next_number = max(self.next_number, last_mutation + 1)
+            self._last_mutation = last_mutation
         self._rate_per_s = max(1, limits.get("changes_per_s", CHANGES_PER_S))
         self._burst = max(1, limits.get("changes_burst", CHANGES_BURST))
         self._allowance, self._allowance_at_s = float(self._burst), now_s
@@ -113,6 +143,8 @@ class WriteQueue:
         found = []
         for number, change in self.changes.items():
             if number <= self._sent_upto:
+                continue
+            if change.waits:
                 continue
             if len(self._in_flight) >= IN_FLIGHT:
                 break
@@ -170,7 +202,8 @@ class WriteQueue:
         if change is None:
             return None
         self._tries = 0
-        self.settled.append(number)
+        if not change.kept:
+            self.settled.append(number)
         place = place_of(change)
         self._rows[place].remove(change)
         if not self._rows[place]:

@@ -41,7 +41,7 @@ class _Actor(msgspec.Struct):
 class _TextChange(msgspec.Struct):
     """What `text_op` says of a column; see `change_log.text_op`."""
 
-    op: msgspec.Raw | None = None
+    op: msgspec.Raw = msgspec.Raw()
     whole: bool = False
     cut: bool = False
 
@@ -106,7 +106,7 @@ def event_text(event: ChangeEvent, verdict: Verdict, columns: tuple[str, ...] | 
         changed = [name for name in changed if name in columns]
     text = ""
     if texts:
-        operations = {name: each.op for name, each in texts.items() if each.op is not None}
+        operations = {name: each.op for name, each in texts.items() if bytes(each.op)}
         changed = [name for name in changed if name not in operations or texts[name].whole]
         text = _operations_text(operations, event.version) if operations else ""
     changes = _project(event.row, changed) if changed else "{}"
@@ -148,7 +148,7 @@ def batches(events: Iterable[tuple[Verdict, str]], *, limit_bytes: int, ending: 
 
 
 def snapshot_text(table: str, key: str, version: int, row: str, texts: Iterable[str] = ()) -> str:
-    """A row of a snapshot as the fields of a `data.create`; `texts`: those of its columns that `text` edits."""
+    """A row of a snapshot as the fields of a `data.create`; `texts`: its columns that `text` edits."""
     return (
         f'"table":{_name(table)},"key":{key},"version":{version},"row":{row}{revisions_text(texts, version)}'
     )

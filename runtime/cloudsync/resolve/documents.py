@@ -22,7 +22,7 @@ from cloudsync.protocol.messages import TextRequest
 from cloudsync.resolve import text as ot
 from cloudsync.resolve import writer
 from cloudsync.resolve.refusals import ChangeRefused
-from cloudsync.resolve.values import check_key, json_object, record
+from cloudsync.resolve.values import check_key, json_object
 from cloudsync.resolve.writer import Answer, Applied, Moved
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import expression
@@ -75,7 +75,7 @@ class _Edit:
             name = f"{table.name}.{request.column[:100]}"
             raise ChangeRefused("not_a_text", f"{name} is not edited with `text` frames.")
         check_key(table, request.key)
-        self._operation = counted(ot.check(request.op))
+        self._operation = ot.counted(ot.check(request.op))
         self._connection = connection
         self._pipeline = pipeline
         self._table = table
@@ -167,13 +167,3 @@ class _Edit:
     async def _become_client(self, at: str, operation: str) -> None:
         await writer.become_client(self._connection, self._principal, self._client_id, self._request.id, at)
         await self._connection.execute("SELECT set_config('cloudsync.text_op', %s, true)", (operation,))
-
-
-def counted(operation: ot.Operation) -> ot.Operation:
-    """The operation without the texts that it deletes: nobody needs them but whoever may undo it."""
-    return [
-        {"d": len(component["d"])}
-        if isinstance(component, dict) and isinstance(component["d"], str)
-        else component
-        for component in operation
-    ]

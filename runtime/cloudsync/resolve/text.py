@@ -203,6 +203,13 @@ def transform_position(position: int, operation: Operation, *, own: bool = False
     return moved
 
 
+def counted(operation: Operation) -> Operation:
+    """The same operation without the texts that it deletes: nobody needs them but whoever may undo it."""
+    return [
+        {"d": _length(component)} if isinstance(component, dict) else component for component in operation
+    ]
+
+
 def difference(before: str, after: str) -> Operation:
     """The operation from one text to another that changes the one stretch in which they differ."""
     if before == after:

@@ -217,7 +217,7 @@ def _check_operator(table: CatalogTable, column: TableColumn, operator: str, ope
 
 
 def _check_operand_of_text(column: TableColumn, operand: Any) -> None:
-    """Of a long text the live stream knows the beginning: it decides against every operand that is shorter."""
+    """Of a long text the live stream knows the beginning: it decides against shorter operands."""
     for value in operand if isinstance(operand, list) else [operand]:
         if isinstance(value, str) and len(value) > _MAX_OPERAND_OF_TEXT:
             raise BadFilter(
