@@ -233,7 +233,7 @@ class Document:
             self._note_own(event, version, client_id)
             self.attach(row, version)
             return
-        self._seen = self.version = version
+        self._seen = version
         if self.column in event.changes:
             self._note_own(event, version, client_id)
             self._whole = row[self.column] or ""
@@ -247,7 +247,7 @@ class Document:
         assert event.text is not None  # noqa: S101 - callers look first
         operation = event.text[self.column].op
         if not self._note_own(event, version, client_id):
-            self.confirmed = row[self.column]
+            self.confirmed, self.version = row[self.column], version
             self._move(self.edits, operation, "remote", event.by)
         elif operation == ot.counted(self.edits[0].operation):
             self.confirmed = row[self.column]

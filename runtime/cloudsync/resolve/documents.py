@@ -33,11 +33,11 @@ HISTORY: Final = 2000
 
 _KNOWN: Final = """
 SELECT s.version, coalesce(s.fields -> %(column)s ->> 'v', s.fields -> '' ->> 'v', '0')::bigint
-  FROM cloudsync.row_state s WHERE s.table_id = %(table)s AND s.key = current_setting('cloudsync.key')
+  FROM cloudsync.row_state s WHERE s.table_id = %(table)s AND s.key = current_setting('cloudsync.key', true)
 """
 _SINCE: Final = """
 SELECT o.revision, o.previous, o.op FROM cloudsync.text_ops o
- WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key') AND o.column_name = %(column)s
+ WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key', true) AND o.column_name = %(column)s
    AND o.revision > %(revision)s ORDER BY o.revision LIMIT %(limit)s
 """
 _encode: Final = msgspec.json.Encoder().encode

@@ -303,8 +303,13 @@ def test_nothing_is_lost_or_repeated_by_processes_that_die(tmp_path: Path) -> No
             elif kind < 0.95:
                 person.lose()
                 person.connect(resync=chance.random() < 0.4)
-            else:
+            elif kind < 0.97:
                 person.die()
+            else:
+                person.session.save()
+                before = person.document.text
+                person.die()
+                assert person.document.text == before, seed
         rest(people)
         assert sorted(server.text) == sorted(written), seed
         for person in people:
