@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-BENCH ?= latency throughput relay fanout connections writers outage
+BENCH ?= latency throughput relay fanout connections writers write text outage
 ARGS ?=
 MINUTES ?= 10
 WORKERS ?= 2

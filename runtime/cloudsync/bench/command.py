@@ -25,6 +25,7 @@ SCENARIOS: Final = (
     "connections",
     "writers",
     "write",
+    "text",
     "outage",
     "return",
 )
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "  connections  memory of 5,000 idle connections\n"
         "  writers      16 pgbench writers, untracked and tracked in turn\n"
         "  write        one client's changes, 50/s: confirmed, and at the other client\n"
+        "  text         one text: 2 writers, 20 edits/s each; 1 and 4 at full speed\n"
         "  return       5,000 clients cut off at once, back after 30 s of changes\n"
         "  outage       200 changes/s, Redis away for 60 s\n",
     )

@@ -204,7 +204,7 @@ class Document:
         """The edit's base is too old for the server: it has to wait for what has happened since."""
         edit.sent = False
         self.is_stored = False
-        self._not_before = edit.base + 1
+        self._not_before = edit.sent_base + 1
         self._settle()
 
     # For the session: what the server says

@@ -24,7 +24,7 @@ class Edit(Change):
     store, until that revision has arrived.
     """
 
-    __slots__ = ("base", "column", "document", "operation", "revision", "sent")
+    __slots__ = ("column", "document", "operation", "revision", "sent", "sent_base")
 
     def __init__(
         self, number: int, document: Document, table: str, key: Row, column: str, operation: ot.Operation
@@ -35,7 +35,7 @@ class Edit(Change):
         self.operation = operation
         self.sent = False
         """Whether the server may know of it: then its number and its operation stand."""
-        self.base = 0
+        self.sent_base = 0
         """The revision that it was sent with last."""
         self.revision: int | None = None
 
@@ -51,13 +51,13 @@ class Edit(Change):
         return True
 
     def frame(self) -> messages.Text:
-        self.base = max(0, self.document.version)
+        self.sent_base = max(0, self.document.version)
         return messages.Text(
             self.number,
             self.table,
             self.key,
             self.column,
-            self.base,
+            self.sent_base,
             ot.counted(self.operation),
         )
 

@@ -89,6 +89,15 @@ def test_write(there: list[str], tmp_path: Path) -> None:
     assert [metrics[name] for name in ("unconfirmed", "lost", "rejected", "repeated")] == [0, 0, 0, 0]
 
 
+def test_text(there: list[str], tmp_path: Path) -> None:
+    result = run(tmp_path, "text", *there, "--seconds", "1")
+    metrics = check(
+        result, "text", "confirm_p95_ms", "end_to_end_p95_ms", "operations_per_s_1", "operations_per_s_4",
+        "stored_per_s_1", "stored_per_s_4", *CORRECT,
+    )  # fmt: skip
+    assert (metrics["edits"], metrics["diverged"]) == (40, 0)
+
+
 @pytest.mark.slow
 def test_writers(there: list[str], tmp_path: Path) -> None:
     result = run(

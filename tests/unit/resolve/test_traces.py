@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-from pathlib import Path
-from typing import Any
-
+import traces
 from cloudsync.resolve import text as ot
-
-_TRACES = Path(__file__).parents[2] / "data" / "editing-traces"
 
 
 def test_one_person_writing_a_component() -> None:
-    trace: dict[str, Any] = json.loads(gzip.decompress((_TRACES / "sveltecomponent.json.gz").read_bytes()))
+    trace = traces.read("sveltecomponent")
     text = trace["startContent"]
     undo: list[ot.Operation] = []
     for transaction in trace["txns"]:
