@@ -37,8 +37,9 @@ SELECT s.version, coalesce(s.fields -> %(column)s ->> 'v', s.fields -> '' ->> 'v
 """
 _SINCE: Final = """
 SELECT o.revision, o.previous, o.op FROM cloudsync.text_ops o
- WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key', true) AND o.column_name = %(column)s
-   AND o.revision > %(revision)s ORDER BY o.revision LIMIT %(limit)s
+ WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key', true)
+   AND o.column_name = %(column)s AND o.revision > %(revision)s
+ ORDER BY o.revision LIMIT %(limit)s
 """
 _encode: Final = msgspec.json.Encoder().encode
 

@@ -92,31 +92,47 @@ def transform(operation: Operation, other: Operation, side: Side) -> Operation:
     Of two insertions at one place the one of the `left` operation comes first. TP1 holds: applying `a` then
     `transform(b, a, "right")` gives the text of applying `b` then `transform(a, b, "left")`.
     """
-    builder = _Builder()
-    reader = _Reader(operation)
+    # The servers' hot path: written out, with the parts of `operation` taken in place.
+    result: Operation = []
+    parts = iter(operation)
+    part: Component | None = next(parts, None)
     for component in other:
-        if isinstance(component, int):
-            rest = component
-            while rest > 0:
-                part = reader.take(rest, whole=str)
-                builder.add(part)
-                if not isinstance(part, str):
-                    rest -= _length(part)
-        elif isinstance(component, str):
-            if side == "left" and reader.kind() is str:
-                builder.add(reader.take(_END, whole=str))
-            builder.add(len(component))
-        else:
-            rest = _length(component)
-            while rest > 0:
-                part = reader.take(rest, whole=str)
-                if isinstance(part, str):
-                    builder.add(part)
-                else:
-                    rest -= _length(part)
-    for part in reader.rest():
-        builder.add(part)
-    return builder.finish()
+        if type(component) is str:
+            if side == "left" and type(part) is str:
+                _add(result, part)
+                part = next(parts, None)
+            _add(result, len(component))
+            continue
+        is_kept = type(component) is int
+        rest = component if is_kept else _length(component)
+        assert type(rest) is int  # noqa: S101 - for the type checker
+        while rest:
+            if part is None:
+                if is_kept:
+                    _add(result, rest)
+                break
+            if type(part) is str:
+                _add(result, part)
+                part = next(parts, None)
+                continue
+            length = part if type(part) is int else _length(part)
+            assert type(length) is int  # noqa: S101 - as above
+            if length <= rest:
+                if is_kept:
+                    _add(result, part)
+                part = next(parts, None)
+                rest -= length
+            else:
+                if is_kept:
+                    _add(result, _cut(part, 0, rest))
+                part = _cut(part, rest, length)
+                rest = 0
+    while part is not None:
+        _add(result, part)
+        part = next(parts, None)
+    if result and type(result[-1]) is int:
+        result.pop()
+    return result
 
 
 def compose(first: Operation, second: Operation) -> Operation:
@@ -251,6 +267,22 @@ def _length(component: Component) -> int:
     return value if isinstance(value, int) else len(value)
 
 
+def _add(operation: Operation, component: Component) -> None:
+    """Append a component that is not empty, as one with the last if that is of its kind."""
+    if not operation or type(operation[-1]) is not type(component):
+        operation.append(component)
+        return
+    last: Any = operation[-1]
+    if isinstance(component, dict):
+        gone, more = last["d"], component["d"]
+        if isinstance(gone, str) and isinstance(more, str):
+            operation[-1] = {"d": gone + more}
+        else:
+            operation[-1] = {"d": _length(last) + _length(component)}
+    else:
+        operation[-1] = last + component
+
+
 class _Builder:
     """Collects components into an operation in normal form."""
 
@@ -260,21 +292,8 @@ class _Builder:
         self._operation: Operation = []
 
     def add(self, component: Component) -> None:
-        if not _length(component):
-            return
-        operation = self._operation
-        if operation and type(operation[-1]) is type(component):
-            last: Any = operation[-1]
-            if isinstance(component, dict):
-                gone, more = last["d"], component["d"]
-                if isinstance(gone, str) and isinstance(more, str):
-                    operation[-1] = {"d": gone + more}
-                else:
-                    operation[-1] = {"d": _length(last) + _length(component)}
-            else:
-                operation[-1] = last + component
-        else:
-            operation.append(component)
+        if _length(component):
+            _add(self._operation, component)
 
     def finish(self) -> Operation:
         if self._operation and type(self._operation[-1]) is int:

@@ -142,7 +142,8 @@ async def test_who_may_not_edit(shop: Workshop) -> None:
     refused = await ann.rejected("update", 1, {"body": "whole"})
     assert refused.code == "text_column"
     shop.run(
-        "CREATE POLICY frozen ON notes AS RESTRICTIVE FOR UPDATE TO cloudsync_client USING (title <> 'a title')"
+        "CREATE POLICY frozen ON notes AS RESTRICTIVE FOR UPDATE TO cloudsync_client"
+        " USING (title <> 'a title')"
     )
     answer = await edit(ann, 1, ["x"])
     assert isinstance(answer, ChangeRejected)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 
 from cloudsync import client as cloudsync_client
 from cloudsync.client import Client, Document
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.resolve import text as ot
 from integration.path.world import World, table_name
@@ -181,38 +178,3 @@ async def test_a_long_text_enters_a_view(platform: Platform, world: World, table
         text = await converged(world, table, [document, view.text((1,), "body")])
         assert text == "start" + long[:100_000] + "middle" + long[100_000:]
         await latest.wait_for(lambda rows: rows[(1,)]["body"] == text, timeout_s=10)
-
-
-async def test_a_gateway_is_killed_while_two_type(tmp_path: Path) -> None:
-    """Every character is in the text once. What was under way is sent again, under its number."""
-    with Platform(PlatformOptions.private(gateways=2)) as platform:
-        world = World(platform)
-        world.run("CREATE TABLE notes (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', body text)")
-        world.run("SELECT cloudsync.track('notes', columns => '{\"body\": \"ot\"}')")
-        world.run("INSERT INTO notes VALUES (1, 'acme', '')")
-        async with (
-            connect(platform, "ann", store=str(tmp_path / "ann")) as ann,
-            connect(platform, "bob") as bob,
-        ):
-            documents = [(await client.subscribe("notes")).text((1,), "body") for client in (ann, bob)]
-            chance = random.Random(3)
-            written: list[str] = []
-
-            async def type_into(document: Document, first: int) -> None:
-                for n in range(150):
-                    written.append(chr(first + n))
-                    document.insert(chance.randint(0, len(document.text)), written[-1])
-                    await asyncio.sleep(0.01)
-
-            async def kill() -> None:
-                for name in [name for name in platform.processes if name.startswith("gateway")]:
-                    await eventually_async(lambda: len(written) > 60)
-                    pid = platform.processes[name].pid
-                    assert pid is not None
-                    os.kill(pid, signal.SIGKILL)
-                    await eventually_async(lambda: ann.state == bob.state == "live", 20)
-
-            await asyncio.gather(type_into(documents[0], 0x4E00), type_into(documents[1], 0x5E00), kill())
-            text = await converged(world, "notes", documents)
-        assert sorted(text) == sorted(written)
-        await world.close()

@@ -53,7 +53,7 @@ class _Friend:
             self._news.set()
 
     async def hear(self, other: _Friend, steps: list[traces.Step], upto: int) -> None:
-        """Wait until the other's steps up to there have arrived, but for what he has deleted again himself."""
+        """Wait until the other's steps up to there have arrived, but for what he has deleted himself."""
         async with asyncio.timeout(30):
             while self.heard < upto:
                 new = steps[self.heard].inserted
@@ -81,7 +81,7 @@ class _Friend:
 async def test_two_people_writing_at_once(platform: Platform, world: World, table: str) -> None:
     """In the recorded order, each as soon as what it was made from has arrived.
 
-    Nobody hears less than in the recording. Its beginning; with CLOUDSYNC_WHOLE_TRACES=1 all of it (a minute).
+    Nobody hears less than in the recording. With CLOUDSYNC_WHOLE_TRACES=1 all of it, which takes a minute.
     """
     limit = None if _WHOLE else 1500
     trace = traces.read("friendsforever")

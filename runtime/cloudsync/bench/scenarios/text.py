@@ -10,6 +10,7 @@ import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any, Final, NamedTuple
 
@@ -139,8 +140,7 @@ class _Bench:
         await asyncio.gather(*(write(document, number) for number, document in enumerate(pair)))
         async with asyncio.timeout(_PATIENCE_S):
             await asyncio.gather(*waiting)
-            while not all(each.character in seen for each in made):
-                await asyncio.sleep(0.01)
+        await _until(lambda: all(each.character in seen for each in made))
         for remove in stop:
             remove()
         return {
@@ -168,7 +168,8 @@ class _Bench:
 
         begin_s = time.monotonic()
         counts = await asyncio.gather(*(write(documents[number], number) for number in range(writers)))
-        await _arrived(documents)
+        # Every client has every edit.
+        await _until(lambda: not any(d.pending for d in documents) and len({d.text for d in documents}) == 1)
         taken_s = time.monotonic() - begin_s
         ((stored,),) = self._database.execute(
             "SELECT count(*) FROM cloudsync.text_ops o JOIN cloudsync.tracked_tables t USING (table_id)"
@@ -201,11 +202,15 @@ class _Bench:
         return found
 
 
-async def _arrived(documents: list[Document]) -> None:
-    """Wait until every client has every edit."""
-    async with asyncio.timeout(_PATIENCE_S):
-        while any(d.pending for d in documents) or len({d.text for d in documents}) > 1:
-            await asyncio.sleep(0.005)
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition. Raises TimeoutError."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while True:
+        if condition():
+            return
+        if time.monotonic() > deadline_s:
+            raise TimeoutError("Edits are still missing somewhere.")
+        await asyncio.sleep(0.005)
 
 
 def _percentiles(name: str, taken_s: list[float]) -> dict[str, float]:
