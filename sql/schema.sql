@@ -610,34 +610,45 @@ $$;
 ---------------------------------------------------------------------------------------------------
 
 -- The text after an operation; null if it reaches beyond the text. Twin: cloudsync.resolve.text.apply.
+-- Goes over the text once, however many components there are: by bytes, of which a code point has four at most.
 CREATE FUNCTION cloudsync.apply_text(body text, op jsonb) RETURNS text
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    source constant text := body || ''; -- decompressed once, not at each use
-    size constant integer := char_length(source);
+    source constant bytea := convert_to(body, 'UTF8');
+    size constant integer := length(source);
     component jsonb;
-    result text := '';
-    place integer := 1;
+    parts text[] := '{}';
+    passed text;
+    place integer := 0; -- bytes of the source that have been passed
+    ending integer;
     n integer;
 BEGIN
     FOR component IN SELECT * FROM jsonb_array_elements(op) LOOP
         IF jsonb_typeof(component) = 'string' THEN
-            result := result || (component #>> '{}');
+            parts := parts || (component #>> '{}');
             CONTINUE;
         END IF;
         n := CASE WHEN jsonb_typeof(component) = 'number' THEN component::integer
                   WHEN jsonb_typeof(component -> 'd') = 'number' THEN (component -> 'd')::integer
                   ELSE char_length(component ->> 'd') END;
-        IF n IS NULL OR n < 0 OR n > size - place + 1 THEN
+        IF n IS NULL OR n < 0 OR n > size - place THEN
             RETURN NULL;
         END IF;
-        IF jsonb_typeof(component) = 'number' THEN
-            result := result || substr(source, place, n);
+        ending := least(size, place + 4::bigint * n);
+        WHILE ending < size AND get_byte(source, ending) & 192 = 128 LOOP
+            ending := ending - 1; -- bytes 10xxxxxx go on with a code point that has begun before
+        END LOOP;
+        passed := "left"(convert_from(substring(source FROM place + 1 FOR ending - place), 'UTF8'), n);
+        IF char_length(passed) < n THEN
+            RETURN NULL;
         END IF;
-        place := place + n;
+        place := place + length(convert_to(passed, 'UTF8'));
+        IF jsonb_typeof(component) = 'number' THEN
+            parts := parts || passed;
+        END IF;
     END LOOP;
-    RETURN result || substr(source, place);
+    RETURN array_to_string(parts, '') || convert_from(substring(source FROM place + 1), 'UTF8');
 END
 $$;
 
@@ -1693,8 +1704,8 @@ BEGIN
 
     table_id := wanted.table_id;
     changed := cloudsync.generate(table_id) OR before.table_id IS NULL;
-    IF (before.conflict, before.column_policies) <> (wanted.conflict, wanted.column_policies) THEN
-        PERFORM cloudsync.emit_schema(table_id); -- gateways read the policies with the columns
+    IF before.table_id IS NOT NULL AND cloudsync.text_columns(before) IS DISTINCT FROM cloudsync.text_columns(wanted) THEN
+        PERFORM cloudsync.emit_schema(table_id); -- clients are told which columns are texts
     END IF;
 
     IF before.table_id IS NOT NULL AND (before.tenant_column, before.tenant_constant, before.owner_column, before.audience_function, before.dependencies)

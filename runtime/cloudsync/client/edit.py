@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from cloudsync.client.document import Document
 
 COMPOSED_CHARACTERS: Final = 256 * 1024
-"""An operation that inserts more is not composed with later ones: it has to fit into a frame."""
+COMPOSED_COMPONENTS: Final = 2000
+"""Operations that insert more or change more places are not composed: one has to fit into a frame."""
 
 
 class Edit(Change):

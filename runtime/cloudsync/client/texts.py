@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cloudsync.client.document import Document, Origin
-from cloudsync.client.edit import COMPOSED_CHARACTERS, Edit
+from cloudsync.client.edit import COMPOSED_CHARACTERS, COMPOSED_COMPONENTS, Edit
 from cloudsync.client.frames import Data
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.subscription import Subscription
@@ -89,7 +89,7 @@ class Texts:
         last = document.edits[-1] if document.edits else None
         if last is not None and not last.sent and last.revision is None:
             composed = ot.compose(last.operation, operation)
-            if _inserted(composed) <= COMPOSED_CHARACTERS:
+            if _inserted(composed) <= COMPOSED_CHARACTERS and len(composed) <= COMPOSED_COMPONENTS:
                 before, last.operation = last.operation, composed
                 return last, before
         number = writes.take_number()

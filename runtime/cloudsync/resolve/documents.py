@@ -30,6 +30,10 @@ from cloudsync.tokens import Principal
 
 HISTORY: Final = 2000
 """An operation that is further behind is refused; `cloudsync.maintain()` keeps so many for each text."""
+COMPONENTS: Final = 10_000
+"""An operation may have no more."""
+_WORK: Final = 200_000
+"""Components that may be gone over to bring one operation up to date: about a tenth of a second."""
 
 _KNOWN: Final = """
 SELECT s.version, coalesce(s.fields -> %(column)s ->> 'v', s.fields -> '' ->> 'v', '0')::bigint
@@ -76,6 +80,8 @@ class _Edit:
             name = f"{table.name}.{request.column[:100]}"
             raise ChangeRefused("not_a_text", f"{name} is not edited with `text` frames.")
         check_key(table, request.key)
+        if len(request.op) > COMPONENTS:
+            raise ChangeRefused("too_large", f"A text operation may have {COMPONENTS} components.")
         self._operation = ot.counted(ot.check(request.op))
         self._connection = connection
         self._pipeline = pipeline
@@ -136,12 +142,13 @@ class _Edit:
         """Whether everything since the operation's base is known: each follows the one before."""
         base = self._request.revision
         at = base
+        work = sum(len(self._operation) + len(other) for _, _, other in history)
         for number, (made, previous, _) in enumerate(history):
             if previous > at or (number and previous < at):
                 break
             at = made
         else:
-            if at >= revision and base <= version and len(history) <= HISTORY:
+            if at >= revision and base <= version and len(history) <= HISTORY and work <= _WORK:
                 return
         raise ChangeRefused(
             "stale_revision", f"What has happened to the text since revision {base} is not known any more."

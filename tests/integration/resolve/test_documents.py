@@ -115,6 +115,7 @@ async def test_other_columns_do_not_disturb(shop: Workshop) -> None:
         (["a", "b"], "bad_operation"),
         (["x" * (_LIMIT_BYTES + 1)], "too_large"),
         (["\u0000"], "bad_value"),
+        ([component for _ in range(5001) for component in ("x", {"d": 1})], "too_large"),
     ],
 )
 async def test_an_operation_that_cannot_be_applied(shop: Workshop, op: Any, code: str) -> None:
@@ -248,6 +249,16 @@ async def test_a_long_text_is_logged_by_its_beginning(shop: Workshop) -> None:
     assert (titled[2]["body"], titled[3], titled[4]) == (
         long[:1024], {"title": "a title"}, {"body": {"cut": True}},
     )  # fmt: skip
+
+
+async def test_an_operation_that_would_take_too_long_to_move(shop: Workshop) -> None:
+    ann = await shop.author("ann")
+    long = [component for _ in range(1000) for component in ("x", {"d": 1})]
+    shop.run("UPDATE notes SET body = repeat('a', 2000)")
+    for revision in range(2, 27):
+        await edit(ann, revision, [1000, "y"])
+    assert (await edit(ann, 2, long * 5)).code == "stale_revision"  # type: ignore[union-attr]
+    assert isinstance(await edit(ann, 2, long), ChangeConfirmed)
 
 
 async def test_editors_and_sql_at_once(shop: Workshop) -> None:
