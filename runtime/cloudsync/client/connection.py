@@ -322,8 +322,8 @@ class Client:
         return self._session.document(subscription, key, column)
 
     def _edited(self) -> None:
-        self._session.send_edits(self._loop.time())
-        self._send()
+        if self._link is not None:
+            self._link.edited()
 
     async def _unsubscribe(self, view: View) -> None:
         subscription = view.subscription

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -71,6 +72,7 @@ class Document:
         """The text in version `_seen`, while it is not known whether the first edit is a part of it."""
         self._not_before = 0
         self._callbacks: dict[object, Callback] = {}
+        self._events: deque[TextEvent] = deque()
         self._undo = Undo()
 
     # For the application
@@ -109,11 +111,7 @@ class Document:
         Raises BadOperation if it does not fit the text, LimitReached if it is too large, StoreFailed if it
         cannot be kept, or the error that stopped the client: then nothing has changed.
         """
-        before = self.text
-        edit = self._change(operation, "local")
-        inverse = ot.invert(ot.invertible(operation, before))
-        self._undo.did(inverse, time.monotonic(), within_s=UNDO_TOGETHER_S)
-        return edit
+        return self._edit(self, operation, "local")
 
     @property
     def can_undo(self) -> bool:
@@ -126,12 +124,12 @@ class Document:
     def undo(self) -> Edit | None:
         """Take this client's latest edit back, leaving those of others; None if there is none."""
         operation = self._undo.undo(self.text)
-        return self._change(operation, "undo") if operation else None
+        return self._edit(self, operation, "undo") if operation else None
 
     def redo(self) -> Edit | None:
         """Do again what was undone last; None if there is nothing."""
         operation = self._undo.redo(self.text)
-        return self._change(operation, "redo") if operation else None
+        return self._edit(self, operation, "redo") if operation else None
 
     def on_change(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` with every change of the text, in order; returns what takes it off again.
@@ -150,13 +148,27 @@ class Document:
 
     def show(self, operation: ot.Operation, origin: Origin) -> None:
         """An edit has been queued."""
+        if origin == "local":
+            inverse = ot.invert(ot.invertible(operation, self.text))
+            self._undo.did(inverse, time.monotonic(), within_s=UNDO_TOGETHER_S)
         self.text = ot.apply(self.text, operation)
         self._tell(operation, origin, None)
+
+    @property
+    def in_view(self) -> bool:
+        """Whether the view holds the row, so that what others do to it is heard of."""
+        return self._in_view
 
     @property
     def follows_view(self) -> bool:
         """Whether edits are made from the row that the view holds."""
         return self._in_view and self._whole is None
+
+    def saved(self, version: int) -> None:
+        """The row was created by this client, and is in the database: edits may follow."""
+        if self.version < 0:
+            self.version = version
+            self.is_stored = False
 
     def is_turn_of(self, edit: Edit) -> bool:
         """Whether an edit that was never sent may go: the one before it has arrived, and what others did."""
@@ -298,11 +310,15 @@ class Document:
             self._undo.others(operation)
             self._tell(operation, origin, by)
 
-    def _change(self, operation: ot.Operation, origin: Origin) -> Edit:
-        return self._edit(self, operation, origin)
-
     def _tell(self, operation: ot.Operation, origin: Origin, by: dict[str, Any] | None) -> None:
-        event = TextEvent(operation, origin, by)
+        self._events.append(TextEvent(operation, origin, by))
+        if len(self._events) > 1:
+            return  # a callback edits: the others hear of its reason first
+        while self._events:
+            self._call_back(self._events[0])
+            self._events.popleft()
+
+    def _call_back(self, event: TextEvent) -> None:
         for callback in list(self._callbacks.values()):
             try:
                 callback(event)

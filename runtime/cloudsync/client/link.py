@@ -41,6 +41,10 @@ class Link:
         """The session has something to send, or to do later."""
         self._follow_up()
 
+    def edited(self) -> None:
+        """Texts were edited: send what may go."""
+        self._do(lambda: self._session.send_edits(self._loop.time()))
+
     def leave(self) -> None:
         """Close from this side; `carry` then ends as with any other close."""
         if self._closing is None:
@@ -95,8 +99,11 @@ class Link:
 
     def _due(self) -> None:
         self._timer = None
+        self._do(lambda: self._session.tick(self._loop.time()))
+
+    def _do(self, step: Callable[[], None]) -> None:
         try:
-            self._session.tick(self._loop.time())
+            step()
         except CloudSyncError as error:
             self._failure = error
             self.leave()

@@ -211,6 +211,7 @@ class Session:
         if self.welcomed:
             self._send(Unsubscribe(subscription.id))
         subscription.id = self._fresh_id()
+        self.texts.view_renamed(subscription)
         subscription.staging = None
         subscription.state = "new"
         self.subscriptions[subscription.id] = subscription
@@ -452,6 +453,8 @@ class Session:
         shown = confirmation.outcome in ("applied", "merged", "already_applied")
         if not shown or confirmation.version is None:
             return self._hide(change)
+        if change.op == "create":
+            self.texts.row_created(change.table, change.key, confirmation.version)
         # Its row is on the way as an event: until then the view would show what was before.
         self._confirmed[change] = 0
         return self._hide(change, confirmation.version)
@@ -468,7 +471,7 @@ class Session:
 
     def _reject(self, number: int, code: str, message: str) -> list[Action]:
         waiting = self.writes.changes.get(number)
-        if isinstance(waiting, Edit) and code == "stale_revision":
+        if isinstance(waiting, Edit) and code == "stale_revision" and waiting.document.in_view:
             self.writes.postpone(waiting)
             waiting.document.postpone(waiting)
             return []

@@ -95,14 +95,23 @@ class Texts:
         number = writes.take_number()
         return Edit(number, document, document.table, document.key, document.column, operation), None
 
+    def view_renamed(self, subscription: Subscription) -> None:
+        """A view has another id: the store is to know its edits by that."""
+        for document in self._documents.values():
+            if document.subscription is subscription:
+                document.is_stored = False
+
+    def row_created(self, table: str, key: Row, version: int) -> None:
+        """A row that was created here is in the database."""
+        for document in self._of_new_row(table, key):
+            document.saved(version)
+
     def row_refused(self, table: str, key: Row) -> list[Edit]:
         """Edits of a row that was created here, and will not be."""
-        return [
-            edit
-            for document in self._documents.values()
-            if (document.table, document.key) == (table, key) and document.version < 0
-            for edit in document.edits
-        ]
+        return [edit for document in self._of_new_row(table, key) for edit in document.edits]
+
+    def _of_new_row(self, table: str, key: Row) -> list[Document]:
+        return [d for d in self._documents.values() if (d.table, d.key) == (table, key) and d.version < 0]
 
     # Coming back from a store
 

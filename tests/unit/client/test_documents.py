@@ -212,3 +212,36 @@ def test_edits_of_a_row_that_is_not_saved_yet(server: Server, ann: Person) -> No
     actions = ann.session.receive(json.dumps(refusal).encode(), now_s=0.0)
     assert edit in [action.change for action in actions if isinstance(action, Settled)]
     assert (document.text, document.pending) == ("new", False)
+
+
+def test_edits_of_a_row_that_is_saved_out_of_sight(server: Server, ann: Person) -> None:
+    """A filter hides it: its text is known all the same."""
+    ann.session.write("create", "t", {"id": 2}, {"body": "new"}, now_s=0.0)
+    document = ann.session.document(ann.subscription, {"id": 2}, "body")
+    document.insert(3, "er")
+    assert sent(ann) == []
+    saved = {"type": "change.confirmed", "id": 1, "outcome": "applied", "version": 7}
+    ann.session.receive(json.dumps(saved).encode(), now_s=0.0)
+    (frame,) = sent(ann)
+    assert (frame["key"], frame["revision"], frame["op"]) == ({"id": 2}, 7, [3, "er"])
+    stale = {"type": "change.rejected", "id": frame["id"], "code": "stale_revision", "message": ""}
+    ann.session.receive(json.dumps(stale).encode(), now_s=0.0)
+    assert (document.text, document.pending) == ("new", False), "nothing more will be heard of this row"
+
+
+def test_a_listener_may_edit(ann: Person) -> None:
+    """Undone in its order, and told to all in one order."""
+    document = ann.document
+    told: list[Any] = []
+
+    def answer(event: TextEvent) -> None:
+        if event.operation == [5, "!"]:
+            document.insert(0, "> ")
+
+    document.on_change(answer)
+    document.on_change(lambda event: told.append(event.operation))
+    document.insert(5, "!")
+    assert document.text == "> hello!"
+    assert told == [[5, "!"], ["> "]]
+    document.undo()
+    assert document.text == "hello"
