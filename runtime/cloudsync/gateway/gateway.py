@@ -34,7 +34,7 @@ from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
-from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_watermark
+from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_head, read_watermark
 from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
@@ -55,6 +55,8 @@ from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
 _UPKEEP_EVERY_S: Final = 1.0
+_COMPLETE_FIRST_S: Final = 0.004
+_COMPLETE_NEXT_S: Final = 0.02
 _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
 _TELL_WITHIN_S: Final = 3.0
@@ -297,6 +299,7 @@ class Gateway:
         await until_one_fails(
             self._stream.run(),
             self._upkeep(self._stream),
+            self._complete_writes(self._stream),
             self._canary(self._stream),
             self._write_registry(),
             self._canaries.run(self.subscriptions.directory),
@@ -366,10 +369,7 @@ class Gateway:
         assert self.keys is not None  # noqa: S101
         while True:
             settling = self.subscriptions.unsettled()
-            watermark = await read_watermark(self._redis, self.keys, stream)
-            # Behind the reading: an epoch ends before its keys go, and what is half gone looks routed.
-            if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
-                raise Lost("a new epoch began")
+            watermark = await self._read_watermark(stream)
             if not await self._registration.beat():
                 raise Lost("reaped, or Redis is another server now")
             if watermark is not None:
@@ -379,6 +379,35 @@ class Gateway:
             else:
                 self.subscriptions.unsettle(settling)
             await asyncio.sleep(_UPKEEP_EVERY_S)
+
+    async def _read_watermark(self, stream: DeliveryStream) -> Watermark | None:
+        assert self.keys is not None  # noqa: S101 - as above
+        watermark = await read_watermark(self._redis, self.keys, stream)
+        # Behind the reading: an epoch ends before its keys go, and what is half gone looks routed.
+        if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
+            raise Lost("a new epoch began")
+        return watermark
+
+    async def _complete_writes(self, stream: DeliveryStream) -> None:
+        """While a client waits to hear that its change is complete, look for the watermark sooner.
+
+        `head` is asked for until it has passed the change, and only then the rest; the longer it stays
+        where it is (Redis or the relay is away), the more seldom.
+        """
+        assert self.keys is not None  # noqa: S101 - as above
+        while True:
+            oldest = await self.writes.wait_incomplete()
+            pause_s = _COMPLETE_FIRST_S
+            while oldest is not None:
+                await asyncio.sleep(pause_s)
+                if await read_head(self._redis, self.keys) < oldest:
+                    pause_s = min(pause_s * 1.5, _UPKEEP_EVERY_S)
+                    continue
+                watermark = await self._read_watermark(stream)
+                if watermark is not None:
+                    self.writes.reached(watermark.position)
+                moved, oldest = oldest, self.writes.oldest_incomplete
+                pause_s = min(pause_s * 1.5, _UPKEEP_EVERY_S) if moved == oldest else _COMPLETE_NEXT_S
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above

@@ -58,6 +58,7 @@ class Writes:
         self._journal = journal
         self._queues: dict[Connection, _Queue] = {}
         self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
+        self._somebody_waits = asyncio.Event()
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             settings.postgres_url,
             min_size=1,
@@ -118,6 +119,18 @@ class Writes:
             if queue.task is None:
                 del self._queues[connection]
 
+    @property
+    def oldest_incomplete(self) -> Position | None:
+        """Up to where changes have to be handed over before the next client hears of it; None: nobody waits."""
+        return self._incomplete[0][0] if self._incomplete else None
+
+    async def wait_incomplete(self) -> Position | None:
+        """Wait until somebody waits for a change to be complete."""
+        if not self._incomplete:
+            self._somebody_waits.clear()
+            await self._somebody_waits.wait()
+        return self.oldest_incomplete
+
     def reached(self, position: Position) -> None:
         """Everything up to here has been handed to every gateway that it concerns."""
         waiting = self._incomplete
@@ -172,6 +185,7 @@ class Writes:
             row = await cursor.fetchone()
         if row is not None:
             self._incomplete.append((Position(parse_lsn(row[0]), 0), connection, change.id))
+            self._somebody_waits.set()
 
     def _refuse(
         self, connection: Connection, queue: _Queue, change: ChangeRequest, code: str, message: str
