@@ -28,6 +28,7 @@ from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.commands import watch
+from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.drain import drain
 from cloudsync.gateway.hub import Hub
@@ -99,7 +100,8 @@ class Gateway:
         self.subscriptions = Subscriptions(
             settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
         )
-        self.writes = Writes(settings, self.subscriptions, self.journal)
+        self.conflicts = OpenConflicts(self.pool, self.subscriptions.catalog)
+        self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -145,6 +147,7 @@ class Gateway:
             await until_one_fails(*endless)
         finally:
             await self.subscriptions.stop()
+            await self.conflicts.stop()
             if self.journal is not None:
                 await self.journal.close()
             if self._registration is not None:

@@ -35,10 +35,12 @@ from cloudsync.protocol.messages import (
     AnyClientFrame,
     Auth,
     ChangeRequest,
+    Conflicts,
     Error,
     Hello,
     Mismatch,
     Refetch,
+    ResolveRequest,
     Subscribe,
     UnknownType,
     Unsubscribe,
@@ -223,8 +225,10 @@ class WebSocketHandler:
                 subscriptions.refetch(connection, frame)
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
-            case ChangeRequest():
+            case ChangeRequest() | ResolveRequest():
                 self._gateway.writes.take(connection, frame)
+            case Conflicts():
+                self._gateway.conflicts.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

@@ -33,6 +33,7 @@ from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.keyring import Keyring
 from cloudsync.protocol.frames import batches
 from cloudsync.protocol.messages import (
+    ConflictReset,
     Error,
     HeldSubscription,
     Mismatch,
@@ -320,6 +321,8 @@ class Subscriptions:
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up(subscription, error)
             return
+        if subscription.table.has_manual:
+            subscription.connection.control(ConflictReset(subscription.id))
         self._hub.deliver(subscription, subscription.release())  # (e) no wait from the last page to here
 
     def _give_up(self, subscription: Subscription, error: Exception) -> None:

@@ -86,7 +86,10 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
 
 
 async def read_head(redis: Redis, keys: Keys) -> Position:
-    """How far everything has been streamed: one question, where a watermark asks dozens. Raises redis errors."""
+    """How far everything has been streamed: one question where a watermark asks dozens.
+
+    Raises redis errors.
+    """
     head = text_of(await redis.get(keys.head))
     return ORIGIN if head is None else Position.from_entry_id(head.partition(" ")[0])
 

@@ -21,11 +21,18 @@ from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.events import Position, parse_lsn
+from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.subscriptions import Subscriptions
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.messages import ChangeRejected, ChangeRequest, Error, SyncComplete
-from cloudsync.resolve import writer
+from cloudsync.protocol.messages import (
+    ChangeRejected,
+    ChangeRequest,
+    Error,
+    ResolveRequest,
+    SyncComplete,
+)
+from cloudsync.resolve import manual, writer
 from cloudsync.resolve.refusals import TryAgain
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
@@ -35,13 +42,16 @@ _INCOMPLETE_KEPT: Final = 10_000
 _log = logs.get("gateway")
 
 
+Request = ChangeRequest | ResolveRequest
+
+
 class _Queue:
     """The changes of one connection that wait for their turn."""
 
     __slots__ = ("allowance", "allowance_at_s", "changes", "refused_from", "task")
 
     def __init__(self, allowance: float) -> None:
-        self.changes: deque[ChangeRequest] = deque()
+        self.changes: deque[Request] = deque()
         self.task: asyncio.Task[None] | None = None
         self.allowance = allowance
         self.allowance_at_s = time.monotonic()
@@ -52,9 +62,16 @@ class _Queue:
 class Writes:
     """The changes of this gateway's clients."""
 
-    def __init__(self, settings: Settings, subscriptions: Subscriptions, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        subscriptions: Subscriptions,
+        conflicts: OpenConflicts,
+        journal: Journal | None,
+    ) -> None:
         self._settings = settings
         self._subscriptions = subscriptions
+        self._conflicts = conflicts
         self._journal = journal
         self._queues: dict[Connection, _Queue] = {}
         self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
@@ -86,7 +103,7 @@ class Writes:
             "changes_burst": self._settings.changes_burst,
         }
 
-    def take(self, connection: Connection, change: ChangeRequest) -> None:
+    def take(self, connection: Connection, change: Request) -> None:
         """Put a change behind the connection's others, or refuse it for now."""
         queue = self._queues.get(connection)
         if queue is None:
@@ -121,7 +138,7 @@ class Writes:
 
     @property
     def oldest_incomplete(self) -> Position | None:
-        """Up to where changes have to be handed over before the next client hears of it; None: nobody waits."""
+        """What has to be handed over before the next client hears of it; None: nobody waits."""
         return self._incomplete[0][0] if self._incomplete else None
 
     async def wait_incomplete(self) -> Position | None:
@@ -158,29 +175,34 @@ class Writes:
                         connection, queue, change, "unavailable", "It cannot be written now; try again."
                     )
                 except Exception:  # noqa: BLE001 - one change's failure must not end the connection's others
-                    _log.exception("change failed", client=connection.client_id, table=change.table[:130])
+                    _log.exception("change failed", client=connection.client_id, table=_table_of(change))
                     self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
         finally:
             queue.task = None
             if connection.close_code is not None:
                 self._queues.pop(connection, None)
 
-    async def _apply(self, connection: Connection, change: ChangeRequest) -> None:
+    async def _apply(self, connection: Connection, change: Request) -> None:
         principal, client_id = connection.principal, connection.client_id
         if principal is None or client_id is None:
             return
         catalog = self._subscriptions.catalog
-        if not catalog.knows(change.table):
-            await self._subscriptions.load_catalog()
         async with self._pool.connection(timeout=_POOL_WAIT_S) as database:
-            answer = await writer.write(database, catalog, principal, client_id, change)
+            if isinstance(change, ResolveRequest):
+                answer = await manual.resolve(database, catalog, principal, client_id, change)
+            else:
+                if not catalog.knows(change.table):
+                    await catalog.load(database)
+                answer = await writer.write(database, catalog, principal, client_id, change)
             connection.control(answer)
             if isinstance(answer, ChangeRejected):
                 note(
                     self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
-                    table=change.table[:130], outcome=answer.code,
+                    table=_table_of(change), outcome=answer.code,
                 )  # fmt: skip
                 return
+            if answer.conflict_id is not None:
+                await self._conflicts.tell(database, connection, answer.conflict_id)
             cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
             row = await cursor.fetchone()
         if row is not None:
@@ -188,10 +210,14 @@ class Writes:
             self._somebody_waits.set()
 
     def _refuse(
-        self, connection: Connection, queue: _Queue, change: ChangeRequest, code: str, message: str
+        self, connection: Connection, queue: _Queue, change: Request, code: str, message: str
     ) -> None:
         queue.refused_from = Error(code, message, str(change.id))
         connection.control(queue.refused_from)
         while queue.changes:
             behind = queue.changes.popleft()
             connection.control(Error(code, message, str(behind.id)))
+
+
+def _table_of(change: Request) -> str | None:
+    return change.table[:130] if isinstance(change, ChangeRequest) else None

@@ -45,6 +45,11 @@ class CatalogTable(msgspec.Struct, frozen=True):
         """How concurrent changes of a column are resolved: `lww`, `ot` or `manual`."""
         return self.column_policies.get(column, self.conflict)
 
+    @property
+    def has_manual(self) -> bool:
+        """Whether a person decides about concurrent changes of some columns."""
+        return self.conflict == "manual" or "manual" in self.column_policies.values()
+
     def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
         """What a subscriber is told; with `columns` only those and the key."""
         shown = [
