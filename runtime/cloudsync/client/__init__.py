@@ -1,6 +1,7 @@
 """The Python client: a live local view of a PostgreSQL table, kept current over a WebSocket."""
 
 from cloudsync.client.change import Change, Confirmation
+from cloudsync.client.conflicts import Conflict, Resolution
 from cloudsync.client.connection import Client, State, connect
 from cloudsync.client.errors import (
     ChangeRejected,
@@ -27,8 +28,10 @@ __all__ = [
     "Client",
     "Closed",
     "Confirmation",
+    "Conflict",
     "FellBehind",
     "ProtocolBroken",
+    "Resolution",
     "ServerRefused",
     "State",
     "StoreFailed",

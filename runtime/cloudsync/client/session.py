@@ -22,6 +22,7 @@ from cloudsync.client.actions import (
     Changed,
     Complaint,
     Completed,
+    Conflicted,
     Failed,
     Leaving,
     Settled,
@@ -29,7 +30,17 @@ from cloudsync.client.actions import (
     Welcomed,
 )
 from cloudsync.client.change import Change, Confirmation, Operation
-from cloudsync.client.frames import Data, Frame, SyncBatch, decode
+from cloudsync.client.conflicts import Conflict, Inbox, Resolution, decided_values
+from cloudsync.client.frames import (
+    ConflictDetected,
+    ConflictFrame,
+    ConflictPage,
+    Data,
+    DataDelete,
+    Frame,
+    SyncBatch,
+    decode,
+)
 from cloudsync.client.journal import Journal, request_text
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.store import Store
@@ -42,7 +53,9 @@ from cloudsync.protocol.messages import (
     Auth,
     ChangeConfirmed,
     ChangeRejected,
+    Choice,
     ClientFrame,
+    ConflictReset,
     Draining,
     Error,
     Heartbeat,
@@ -99,6 +112,9 @@ class Session:
         self._inbound_frame_bytes = INBOUND_FRAME_BYTES
         self._journal = Journal(store) if store else None
         self.writes = WriteQueue()
+        self.inbox = Inbox(self._decide_now)
+        self.decided: Callable[[Conflict, Choice, Row | None], Resolution] | None = None
+        """Who carries an application's decision here: it calls `decide`, and sends."""
         self._confirmed: dict[Change, int] = {}
         """Confirmed changes whose row has not arrived yet, and the cursors seen since."""
         if self._journal is not None:
@@ -113,7 +129,7 @@ class Session:
         """Commit what the store does not hold yet."""
         self._save_due_s = None
         if self._journal is not None:
-            self._journal.save(self.subscriptions.values(), self.cursor, self.writes)
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, self.inbox)
 
     # The connection
 
@@ -139,6 +155,7 @@ class Session:
             subscription.staging = None
             subscription.state = "held" if subscription.covered else "new"
         self.writes.lost()
+        self.inbox.lost()
         self.save()
 
     @property
@@ -230,13 +247,26 @@ class Session:
             raise LimitReached(
                 f"The change has {size_bytes} bytes; the server takes {self._inbound_frame_bytes} at most."
             )
+        return change, self._queue(change, now_s)
+
+    def decide(
+        self, conflict: Conflict, choice: Choice, values: Row | None, *, now_s: float
+    ) -> tuple[Resolution, list[Action]]:
+        """Queue a decision about a conflict as `write` does a change. Raises as that."""
+        values = decided_values(conflict, choice, None if values is None else wire_values(values))
+        resolution = self.writes.decide(self.client_id, conflict, choice, values)
+        actions = self._queue(resolution, now_s)
+        conflict.resolution = resolution
+        return resolution, actions
+
+    def _queue(self, change: Change, now_s: float) -> list[Action]:
         if self._journal is not None:
-            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, change)
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, self.inbox, change)
         self.writes.append(change)
         actions = self._on_views(lambda subscription: subscription.show(change))
         if self.welcomed:
             self._send_changes(now_s)
-        return change, actions
+        return actions
 
     def authenticate(self, token: str) -> None:
         """Replace the token of the live connection."""
@@ -258,8 +288,12 @@ class Session:
             return self._data(frame, wall_us)
         if isinstance(frame, ChangeConfirmed | ChangeRejected):
             return self._outcome(frame, now_s)
+        if isinstance(frame, ConflictFrame):
+            return self._conflict(frame, now_s)
         if isinstance(frame, Heartbeat):
             self._compare(frame.sums or {})
+            if self.inbox.unlisted:
+                self._list_conflicts()
             return [Beat(frame), *self._beat(frame)]
         if isinstance(frame, Welcome):
             return self._welcome(frame, now_s)
@@ -328,6 +362,8 @@ class Session:
     def _data(self, frame: SyncBatch | Data, wall_us: int) -> list[Action]:
         actions: list[Action] = []
         self._observe(frame)
+        if self.inbox.open:
+            self._look_for_lost_rows(frame)
         for id_ in frame.sub:
             subscription = self.subscriptions.get(id_)
             if subscription is None or subscription.state not in ("snapshot", "returning", "live"):
@@ -354,10 +390,12 @@ class Session:
         if isinstance(frame, ChangeRejected):
             actions = self._reject(frame.id, frame.code, frame.message)
         else:
-            confirmation = Confirmation(frame.outcome, frame.version, frame.fields)
+            confirmation = Confirmation(frame.outcome, frame.version, frame.fields, frame.conflict_id)
             change = self.writes.confirm(frame.id, confirmation)
             if change is not None:
                 actions = [Settled(change), *self._confirm(change, confirmation)]
+                if isinstance(change, Resolution):
+                    actions += self._closed(change.conflict_id, change.choice)
         if actions and self._save_due_s is None:
             self._save_due_s = now_s + ACK_DELAY_S
         self._send_changes(now_s)
@@ -365,6 +403,9 @@ class Session:
 
     def _confirm(self, change: Change, confirmation: Confirmation) -> list[Action]:
         shown = confirmation.outcome in ("applied", "merged", "already_applied")
+        if confirmation.conflict_id is not None:
+            change.withdrawn = frozenset(confirmation.fields or ())
+            shown = not change.withdrawn.issuperset(change.values)
         if not shown or confirmation.version is None:
             return self._hide(change)
         # Its row is on the way as an event: until then the view would show what was before.
@@ -386,7 +427,57 @@ class Session:
         change = self.writes.reject(number, error)
         if change is None:
             return []
-        return [Settled(change, error), *self._hide(change)]
+        actions: list[Action] = [Settled(change, error), *self._hide(change)]
+        if isinstance(change, Resolution):
+            conflict = self.inbox.open.get(change.conflict_id)
+            if conflict is not None:
+                conflict.resolution = None
+            if code == "conflict_resolved":
+                actions += self._closed(change.conflict_id, None)
+            elif code == "unknown_conflict" and self.inbox.gone(change.conflict_id) is not None:
+                assert conflict is not None  # noqa: S101 - it was open
+                actions.append(Conflicted(conflict))
+        return actions
+
+    # Conflicts
+
+    def _decide_now(self, conflict: Conflict, choice: Choice, values: Row | None) -> Resolution:
+        if self.decided is None:
+            raise RequestError("The client is not connected.")
+        return self.decided(conflict, choice, values)
+
+    def _conflict(self, frame: ConflictFrame, now_s: float) -> list[Action]:
+        found: list[Conflict | None] = []
+        if isinstance(frame, ConflictReset):
+            self._list_conflicts()
+        elif isinstance(frame, ConflictPage):
+            listed, request = self.inbox.page(frame)
+            found += listed
+            if request is not None:
+                self._send(request)
+        elif isinstance(frame, ConflictDetected):
+            found.append(self.inbox.detected(frame))
+        else:
+            found.append(self.inbox.resolved(frame))
+        if self.inbox.touched and self._save_due_s is None:
+            self._save_due_s = now_s + ACK_DELAY_S
+        return [Conflicted(conflict) for conflict in found if conflict is not None]
+
+    def _closed(self, conflict_id: str, choice: Choice | None) -> list[Action]:
+        conflict = self.inbox.close(conflict_id, choice)
+        return [] if conflict is None else [Conflicted(conflict)]
+
+    def _list_conflicts(self) -> None:
+        request = self.inbox.ask()
+        if request is not None:
+            self._send(request)
+
+    def _look_for_lost_rows(self, frame: SyncBatch | Data) -> None:
+        """A conflict goes with its row: whether it has left this view only, or is gone, the server knows."""
+        for event in frame.events if isinstance(frame, SyncBatch) else (frame,):
+            if isinstance(event, DataDelete) and self.inbox.of_row(event.table, event.key):
+                self._list_conflicts()
+                return
 
     def _change_refused(self, number: int, frame: Error, now_s: float) -> list[Action]:
         """An `error` frame about a change: it was neither applied nor rejected."""
@@ -433,6 +524,10 @@ class Session:
     def _restore(self, journal: Journal) -> None:
         self.cursor = journal.cursor
         self.writes = journal.load_writes()
+        self.inbox.restore(journal.load_conflicts())
+        for change in self.writes.changes.values():
+            if isinstance(change, Resolution) and change.conflict_id in self.inbox.open:
+                self.inbox.open[change.conflict_id].resolution = change
         for subscription in journal.load():
             self.subscriptions[subscription.id] = subscription
             self._next_id = max(self._next_id, int(subscription.id[1:]))
@@ -446,6 +541,7 @@ class Session:
             return self._change_refused(int(frame.ref), frame, now_s)
         subscription = self.subscriptions.get(frame.ref)
         if subscription is None:
+            self.inbox.failed(frame.ref)
             return []
         if subscription.complete and frame.code in _PASSING:
             return [Stalled(subscription, error)]

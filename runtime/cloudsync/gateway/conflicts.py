@@ -26,8 +26,11 @@ _log = logs.get("gateway")
 class OpenConflicts:
     """Reads conflicts for the connections of this gateway, one page at a time for each."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], catalog: Catalog) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool[AsyncConnection[Any]], catalog: Catalog, *, at_once: int
+    ) -> None:
         self._pool = pool
+        self._places = asyncio.Semaphore(at_once)
         self._catalog = catalog
         self._asked: dict[Connection, list[Conflicts]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +68,7 @@ class OpenConflicts:
             while asked and connection.live and connection.principal is not None:
                 request = asked[0]
                 try:
-                    async with self._pool.connection(timeout=_POOL_WAIT_S) as database:
+                    async with self._places, self._pool.connection(timeout=_POOL_WAIT_S) as database:
                         page = await open_conflicts(
                             database,
                             self._catalog,

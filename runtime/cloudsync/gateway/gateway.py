@@ -100,7 +100,9 @@ class Gateway:
         self.subscriptions = Subscriptions(
             settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
         )
-        self.conflicts = OpenConflicts(self.pool, self.subscriptions.catalog)
+        self.conflicts = OpenConflicts(
+            self.pool, self.subscriptions.catalog, at_once=settings.snapshots_at_once
+        )
         self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None

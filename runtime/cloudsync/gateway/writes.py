@@ -200,6 +200,8 @@ class Writes:
                     self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
                     table=_table_of(change), outcome=answer.code,
                 )  # fmt: skip
+                if isinstance(change, ResolveRequest) and answer.code == "conflict_changed":
+                    await self._conflicts.tell(database, connection, change.conflict_id)
                 return
             if answer.conflict_id is not None:
                 await self._conflicts.tell(database, connection, answer.conflict_id)
