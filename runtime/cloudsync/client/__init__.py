@@ -17,6 +17,7 @@ from cloudsync.client.errors import (
     TooManyConnections,
     Unreachable,
 )
+from cloudsync.client.presence import Member, Presence
 from cloudsync.client.subscription import ChangeEvent
 from cloudsync.client.view import Changes, View
 
@@ -30,6 +31,8 @@ __all__ = [
     "Confirmation",
     "Conflict",
     "FellBehind",
+    "Member",
+    "Presence",
     "ProtocolBroken",
     "Resolution",
     "ServerRefused",

@@ -67,10 +67,28 @@ class Settled(msgspec.Struct, frozen=True):
     error: ChangeRejected | None = None
 
 
+class Present(msgspec.Struct, frozen=True):
+    """Others came to a view, changed their state, or left."""
+
+    subscription: Subscription
+
+
 class Conflicted(msgspec.Struct, frozen=True):
     """A conflict is new, has changed, or is over."""
 
     conflict: Conflict
 
 
-Action = Conflicted | Settled | Changed | Completed | Failed | Stalled | Welcomed | Beat | Leaving | Complaint
+Action = (
+    Present
+    | Conflicted
+    | Settled
+    | Changed
+    | Completed
+    | Failed
+    | Stalled
+    | Welcomed
+    | Beat
+    | Leaving
+    | Complaint
+)

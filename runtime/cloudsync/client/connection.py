@@ -21,6 +21,7 @@ from cloudsync.client.actions import (
     Conflicted,
     Failed,
     Leaving,
+    Present,
     Settled,
     Stalled,
     Welcomed,
@@ -113,6 +114,7 @@ class Client:
         if self._store_path is not None:
             self._open_store(self._store_path)
         self._session.decided = self._decide
+        self._session.wake = self._send
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._task = self._loop.create_task(self._run(), name="cloudsync client")
@@ -431,6 +433,8 @@ class Client:
             await self._link.carry()
         finally:
             self._link = None
+            for subscription in self._session.nobody_here():
+                self._present(subscription)
             for timer in self._timers:
                 timer.cancel()
             self._timers.clear()
@@ -440,6 +444,8 @@ class Client:
             self._deliver(action)
         elif isinstance(action, Settled):
             self._settled(action)
+        elif isinstance(action, Present):
+            self._present(action.subscription)
         elif isinstance(action, Conflicted):
             for callback in self._conflict_callbacks:
                 self._call(callback, action.conflict)
@@ -458,6 +464,10 @@ class Client:
             self._later(action.reconnect_in_s, self._leave)
         else:
             self._complaint = action.error
+
+    def _present(self, subscription: Subscription) -> None:
+        for callback in subscription.presence.callbacks:
+            self._call(callback, subscription.presence.members)
 
     def _welcomed(self, action: Welcomed) -> None:
         self._welcomed_at_s = self._loop.time()

@@ -101,6 +101,24 @@ class ConflictPage(msgspec.Struct, tag_field="type", tag="conflict.page"):
     next: str | None = None
 
 
+class PresentMember(msgspec.Struct):
+    id: str
+    user: str
+    client: str
+    state: Any
+
+
+class PresenceNews(msgspec.Struct, tag_field="type", tag="presence"):
+    """Who came or has another state, and who left; `whole`: these are all, and `you` is the receiver."""
+
+    sub: str
+    members: list[PresentMember] = []
+    left: list[str] = []
+    count: int = 0
+    whole: bool = False
+    you: str = ""
+
+
 ConflictFrame = ConflictDetected | ConflictResolved | ConflictPage | ConflictReset
 Frame = (
     Data
@@ -112,6 +130,7 @@ Frame = (
     | ChangeConfirmed
     | ChangeRejected
     | ConflictFrame
+    | PresenceNews
     | Heartbeat
     | Draining
     | Error

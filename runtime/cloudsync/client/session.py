@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from cloudsync.client import errors
@@ -25,6 +26,7 @@ from cloudsync.client.actions import (
     Conflicted,
     Failed,
     Leaving,
+    Present,
     Settled,
     Stalled,
     Welcomed,
@@ -38,6 +40,7 @@ from cloudsync.client.frames import (
     Data,
     DataDelete,
     Frame,
+    PresenceNews,
     SyncBatch,
     decode,
 )
@@ -63,6 +66,7 @@ from cloudsync.protocol.messages import (
     Hello,
     Mismatch,
     Mode,
+    Presence,
     Refetch,
     Subscribe,
     Subscribed,
@@ -79,6 +83,7 @@ ACK_BYTES: Final = 128 * 1024
 ACK_DELAY_S: Final = 0.05
 INBOUND_FRAME_BYTES: Final = 2 * 1024 * 1024
 """What a server takes that does not say otherwise."""
+_PRESENCE: Final = "presence:"
 # An established subscription survives these: it is subscribed anew, under another id.
 _PASSING: Final = frozenset(
     (
@@ -115,6 +120,10 @@ class Session:
         self.inbox = Inbox(self._decide_now)
         self.decided: Callable[[Conflict, Choice, Row | None], Resolution] | None = None
         """Who carries an application's decision here: it calls `decide`, and sends."""
+        self._present: dict[Subscription, None] = {}
+        """Views whose application wants to know who else is there."""
+        self.wake: Callable[[], None] = lambda: None
+        """For the connection: something may be to send, now or soon."""
         self._confirmed: dict[Change, int] = {}
         """Confirmed changes whose row has not arrived yet, and the cursors seen since."""
         if self._journal is not None:
@@ -166,7 +175,9 @@ class Session:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` has something to do, on the clock given to `receive`."""
-        dues = (self._ack_due_s, self._save_due_s, self.writes.due_s if self.welcomed else None)
+        dues = [self._ack_due_s, self._save_due_s]
+        if self.welcomed:
+            dues += [self.writes.due_s, *(s.presence.due_s() for s in self._present if s.state == "live")]
         return min((due for due in dues if due is not None), default=None)
 
     def tick(self, now_s: float) -> None:
@@ -176,6 +187,8 @@ class Session:
             self.save()
         if self.writes.due_s is not None and now_s >= self.writes.due_s:
             self._send_changes(now_s)
+        if self.welcomed:
+            self._send_states(now_s)
 
     # What the application asks for
 
@@ -189,6 +202,7 @@ class Session:
             self.subscriptions[subscription.id] = subscription
             if self.welcomed:
                 self._ask(subscription)
+        subscription.presence.wake = partial(self._takes_part, subscription)
         subscription.claimed = True
         subscription.used_at = int(time.time())
         return subscription
@@ -199,6 +213,7 @@ class Session:
         if self.welcomed and subscription.state != "new":
             self._send(Unsubscribe(subscription.id))
         subscription.state = "ended"
+        self._present.pop(subscription, None)
 
     def renew(self, subscription: Subscription) -> None:
         """Subscribe anew what stalled; its rows stay until the new snapshot is complete."""
@@ -288,6 +303,9 @@ class Session:
             return self._data(frame, wall_us)
         if isinstance(frame, ChangeConfirmed | ChangeRejected):
             return self._outcome(frame, now_s)
+        if isinstance(frame, PresenceNews):
+            present = self.subscriptions.get(frame.sub)
+            return [Present(present)] if present is not None and present.presence.heard(frame) else []
         if isinstance(frame, ConflictFrame):
             return self._conflict(frame, now_s)
         if isinstance(frame, Heartbeat):
@@ -356,6 +374,7 @@ class Session:
 
     def _returned(self, subscription: Subscription) -> Action:
         subscription.state = "live"
+        subscription.presence.connected()
         self._refetch(subscription)
         return Completed(subscription, [])
 
@@ -375,6 +394,7 @@ class Session:
             if isinstance(frame, SyncBatch) and frame.last:
                 if subscription.state == "snapshot":
                     first = not subscription.complete
+                    subscription.presence.connected()
                     actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
                     if first:
                         self._show_waiting(subscription)
@@ -504,6 +524,20 @@ class Session:
         for change in self.writes.changes.values():
             subscription.show(change)
 
+    def _takes_part(self, subscription: Subscription) -> None:
+        self._present[subscription] = None
+        self.wake()
+
+    def nobody_here(self) -> list[Subscription]:
+        """The connection is gone, and with it all that was known of others: the views that this changes."""
+        return [s for s in self._present if s.presence.lost()]
+
+    def _send_states(self, now_s: float) -> None:
+        for subscription in self._present:
+            due_s = subscription.presence.due_s() if subscription.state == "live" else None
+            if due_s is not None and now_s >= due_s:
+                self._send(Presence(subscription.id, subscription.presence.take_state(now_s)))
+
     def _send_changes(self, now_s: float) -> None:
         for change in self.writes.next_to_send(now_s):
             self._send(change.frame())
@@ -539,6 +573,10 @@ class Session:
             return [Complaint(error)]
         if frame.ref.isdecimal():  # the number of a change; subscriptions have a letter in front
             return self._change_refused(int(frame.ref), frame, now_s)
+        if frame.ref.startswith(_PRESENCE):
+            present = self.subscriptions.get(frame.ref.removeprefix(_PRESENCE))
+            changed = present is not None and present.presence.refused(error, now_s)
+            return [Present(present)] if changed and present is not None else []
         subscription = self.subscriptions.get(frame.ref)
         if subscription is None:
             self.inbox.failed(frame.ref)

@@ -176,7 +176,12 @@ class Connection:
             return
         if isinstance(frame, Error):
             recorder.counter(CLIENT_ERRORS, code=frame.code).add()
-        text = encode(frame).decode()
+        self.tell(encode(frame).decode())
+
+    def tell(self, text: str) -> None:
+        """As `control`, for a frame that is encoded already."""
+        if self.close_code is not None:
+            return
         if self._ordered is not None:
             self._queue(text, len(text))
             return

@@ -32,6 +32,7 @@ from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.drain import drain
 from cloudsync.gateway.hub import Hub
+from cloudsync.gateway.presence import Presences
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
@@ -103,6 +104,9 @@ class Gateway:
         self.conflicts = OpenConflicts(
             self.pool, self.subscriptions.catalog, at_once=settings.snapshots_at_once
         )
+        self.presences = Presences(settings, keyring, self.pool, lambda: self.keys)
+        self.hub.departed = self.presences.departed
+        self.subscriptions.ended = self.presences.left
         self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
@@ -138,6 +142,7 @@ class Gateway:
                 self._keep_registered(),
                 self._tend_connections(),
                 self._checksums.run(),
+                self.presences.run(),
                 watch(
                     self.settings.redis_events_url,
                     {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
@@ -196,6 +201,7 @@ class Gateway:
         self.connections.discard(connection)
         self.subscriptions.forget(connection)
         self.writes.forget(connection)
+        self.presences.forget(connection)
         principal = connection.principal
         if principal is None:
             return

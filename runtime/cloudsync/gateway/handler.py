@@ -39,6 +39,7 @@ from cloudsync.protocol.messages import (
     Error,
     Hello,
     Mismatch,
+    PresenceRequest,
     Refetch,
     ResolveRequest,
     Subscribe,
@@ -229,6 +230,8 @@ class WebSocketHandler:
                 self._gateway.writes.take(connection, frame)
             case Conflicts():
                 self._gateway.conflicts.take(connection, frame)
+            case PresenceRequest():
+                self._gateway.presences.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

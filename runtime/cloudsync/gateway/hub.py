@@ -172,6 +172,8 @@ class Hub:
         self.topics: dict[str, HostedTopic] = {}
         self.listeners: dict[str, Callable[[list[Matched]], None]] = {}
         """The gateway's own topics: who takes their events in place of connections."""
+        self.departed: Callable[[Subscription], None] | None = None
+        """Told when a row leaves the view of one subscription, or may have unheard."""
 
     def topic(self, topic: Topic) -> HostedTopic:
         hosted = self.topics.get(topic.id)
@@ -235,6 +237,8 @@ class Hub:
             verdict = verdict_for(event, bits, principal.user)
             if verdict is not None and not subscription.visibility.includes(event.xid):
                 own.append((event, verdict))
+                if verdict == "delete" and self.departed is not None:
+                    self.departed(subscription)
         if own:
             self._offer(subscription, self._news(own, subscription.columns))
         self.tell_conflicts(subscription, conflicts)

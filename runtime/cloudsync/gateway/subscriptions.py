@@ -105,6 +105,8 @@ class Subscriptions:
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
         self.checksums: Checksums | None = None
+        self.ended: Callable[[Subscription], None] | None = None
+        """Told of each subscription that is over."""
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -196,6 +198,8 @@ class Subscriptions:
         """
         for hosted in list(self._hub.topics.values()):
             for subscription in hosted.subscriptions():
+                if self._hub.departed is not None:
+                    self._hub.departed(subscription)
                 building = subscription.held is not None and subscription.since is None
                 if subscription.task is not None:
                     subscription.task.cancel()
@@ -443,6 +447,8 @@ class Subscriptions:
         subscription.since = None
         subscription.whole = True
         subscription.begin_hold()
+        if self._hub.departed is not None:
+            self._hub.departed(subscription)
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
@@ -461,6 +467,8 @@ class Subscriptions:
     def _remove(self, subscription: Subscription) -> None:
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
+        if self.ended is not None:
+            self.ended(subscription)
         subscription.connection.forget(subscription)
         hosted = self._hub.topics.get(subscription.topic.id)
         if hosted is not None:

@@ -10,10 +10,9 @@ from typing import Final
 import msgspec
 
 from cloudsync.events import CONFLICT, ChangeEvent
-from cloudsync.protocol.messages import Choice, ConflictDetected, ConflictResolved
+from cloudsync.protocol.messages import NULL, Choice, ConflictDetected, ConflictResolved
 
 Fields = dict[str, msgspec.Raw]
-NULL: Final = msgspec.Raw(b"null")
 
 
 class _Told(msgspec.Struct):

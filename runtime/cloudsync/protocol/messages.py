@@ -16,6 +16,7 @@ Mode = Literal["every", "latest", "batch"]
 Outcome = Literal["applied", "merged", "superseded", "conflict", "already_applied"]
 Choice = Literal["mine", "theirs", "merged"]
 Where = dict[str, Any]
+NULL: Final = msgspec.Raw(b"null")
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 """What a client calls a subscription: it comes back with every delivery."""
 
@@ -136,8 +137,17 @@ class Auth(ClientFrame, tag="auth"):
 
 
 class Presence(ClientFrame, tag="presence"):
+    """I am here, in this state; null: I only want to know who is."""
+
     sub: str
     state: Any = None
+
+
+class PresenceRequest(ClientFrame, tag="presence"):
+    """A `presence` as a server reads it: nothing in the state is its business."""
+
+    sub: str
+    state: msgspec.Raw = NULL
 
 
 AnyClientFrame = (
@@ -152,7 +162,7 @@ AnyClientFrame = (
     | Mismatch
     | Ack
     | Auth
-    | Presence
+    | PresenceRequest
 )
 
 

@@ -18,8 +18,8 @@ import psycopg
 from psycopg import AsyncConnection, AsyncPipeline, sql
 
 from cloudsync.errors import RequestError
-from cloudsync.protocol.conflicts import NULL, readable_base
-from cloudsync.protocol.messages import ChangeRequest, ConflictDetected, ResolveRequest
+from cloudsync.protocol.conflicts import readable_base
+from cloudsync.protocol.messages import NULL, ChangeRequest, ConflictDetected, ResolveRequest
 from cloudsync.resolve.lww import ROW, History
 from cloudsync.resolve.refusals import ChangeRefused, refusal_of
 from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
