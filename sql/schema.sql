@@ -274,7 +274,7 @@ CREATE TABLE cloudsync.conflicts (
     base_version bigint,
     base_audience text[],
     theirs jsonb,
-    theirs_version bigint NOT NULL,
+    theirs_version bigint NOT NULL DEFAULT 0,
     mine jsonb,
     theirs_actor jsonb,
     mine_actor jsonb,
