@@ -105,6 +105,11 @@ class Connection:
         return bool(self._ordered or self._waiting)
 
     @property
+    def busy(self) -> bool:
+        """Whether a frame sent now would wait for the client, or for its socket."""
+        return self.behind or self._transport.full
+
+    @property
     def caught_up(self) -> bool:
         """Whether everything so far has been sent, and no subscription is being built."""
         return (

@@ -275,8 +275,10 @@ class Presences:
                 if topic.dirty and now_s >= topic.tell_due_s:
                     topic.dirty = False
                     self._tell(topic, now_s)
-                    if not topic.watchers:
+                    if not topic.watchers and topic.room.silent:
                         del self._topics[topic_id]
+                    elif not topic.watchers:  # who was the last is to be told of yet
+                        self._changed(topic)
                 elif topic.dirty:
                     self._wake.set()
             await asyncio.sleep(_TELL_EVERY_S)
@@ -297,20 +299,22 @@ class Presences:
     def _tell(self, topic: _Topic, now_s: float) -> None:
         """Tell this gateway's watchers what has changed; who is behind is told all of it later."""
         news = topic.room.news()
-        whole = _text(News(topic.room.here(), [], topic.room.count)) if topic.watchers else ""
-        change = _text(news) if news is not None else None
+        change = _text(news) if news is not None and topic.watchers else None
+        whole: str | None = None
         told_bytes = 0
         for subscription, watcher in topic.watchers.items():
             connection = subscription.connection
             if watcher.told and change is None:
                 continue
-            if connection.behind:
+            if connection.busy:
                 watcher.told = False
                 topic.dirty = True
                 continue
             if watcher.told and change is not None:
                 text = f'{{"type":"presence","sub":{subscription.sub},{change}}}'
             else:
+                if whole is None:
+                    whole = _text(News(topic.room.here(), [], topic.room.count))
                 me = f'"you":"{watcher.member_id}"'
                 text = f'{{"type":"presence","sub":{subscription.sub},"whole":true,{me},{whole}}}'
             watcher.told = True

@@ -95,6 +95,11 @@ class Room:
     def count(self) -> int:
         return len(self._own) + sum(others.count for others in self._others.values())
 
+    @property
+    def silent(self) -> bool:
+        """Whether no gateway believes that anybody is here."""
+        return not self._own and not self._said
+
     def here(self) -> list[Member]:
         """Those that are told of, in the order in which they came."""
         everybody = [*self._own.values()]
