@@ -102,7 +102,8 @@ async def open_conflicts(
         if not all(map(catalog.knows, names if table is None else [*names, table])):
             await catalog.load(connection)
         if table is not None:
-            names = [name for name in names if name == catalog.find(table).name]
+            wanted_name = catalog.find(table).name
+            names = [name for name in names if name == wanted_name]
         queries = [_of_table(catalog.find(name), wanted) for name in names]
         if not queries:
             return Page([], None)
