@@ -107,6 +107,7 @@ class Gateway:
         self.presences = Presences(settings, keyring, self.pool, lambda: self.keys)
         self.hub.departed = self.presences.departed
         self.subscriptions.ended = self.presences.left
+        self.subscriptions.rebuilt = self.presences.departed
         self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None

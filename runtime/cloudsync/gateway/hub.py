@@ -173,7 +173,7 @@ class Hub:
         self.listeners: dict[str, Callable[[list[Matched]], None]] = {}
         """The gateway's own topics: who takes their events in place of connections."""
         self.departed: Callable[[Subscription], None] | None = None
-        """Told when a row leaves the view of one subscription, or may have unheard."""
+        """Told when a row leaves the view of one subscription."""
 
     def topic(self, topic: Topic) -> HostedTopic:
         hosted = self.topics.get(topic.id)

@@ -107,6 +107,8 @@ class Subscriptions:
         self.checksums: Checksums | None = None
         self.ended: Callable[[Subscription], None] | None = None
         """Told of each subscription that is over."""
+        self.rebuilt: Callable[[Subscription], None] | None = None
+        """Told of each whose view is made anew: rows may leave it unheard."""
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -198,8 +200,8 @@ class Subscriptions:
         """
         for hosted in list(self._hub.topics.values()):
             for subscription in hosted.subscriptions():
-                if self._hub.departed is not None:
-                    self._hub.departed(subscription)
+                if self.rebuilt is not None:
+                    self.rebuilt(subscription)
                 building = subscription.held is not None and subscription.since is None
                 if subscription.task is not None:
                     subscription.task.cancel()
@@ -447,8 +449,8 @@ class Subscriptions:
         subscription.since = None
         subscription.whole = True
         subscription.begin_hold()
-        if self._hub.departed is not None:
-            self._hub.departed(subscription)
+        if self.rebuilt is not None:
+            self.rebuilt(subscription)
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
