@@ -181,13 +181,16 @@ CREATE TABLE cloudsync.change_log (
     old_audience text[],
     actor jsonb,
     text_op jsonb,
+    by_key boolean,
     captured_at timestamptz NOT NULL
 ) PARTITION BY RANGE (captured_at);
--- The only index: every other one would be paid by each change, and nothing looks a single event up.
+-- The only index of every change: each one more would be paid by all. Single events are looked up where a person may have
+-- to decide what they changed, so the changes of tables with such columns are found by key, too.
 CREATE INDEX change_log_xid ON cloudsync.change_log (xid);
+CREATE INDEX change_log_key ON cloudsync.change_log (table_id, jsonb_hash_extended(key, 0), version) WHERE by_key;
 CREATE TABLE cloudsync.change_log_default PARTITION OF cloudsync.change_log DEFAULT;
 COMMENT ON COLUMN cloudsync.change_log.op IS
-    'c create, u update, d delete, t truncate or reset, s schema changed, x dropped or untracked';
+    'c create, u update, d delete, k conflict, r conflict resolved, t truncate or reset, s schema changed, x dropped or untracked';
 COMMENT ON COLUMN cloudsync.change_log.text_op IS
     'each ot column -> {"op": its operation, "whole": that does not tell all, "cut": "row" holds only the beginning}';
 COMMENT ON COLUMN cloudsync.change_log.old_audience IS
@@ -275,15 +278,20 @@ CREATE TABLE cloudsync.conflicts (
     key_text text COLLATE "C" NOT NULL,
     fields text[] NOT NULL,
     base jsonb,
+    base_version bigint,
+    base_audience text[],
     theirs jsonb,
+    theirs_version bigint NOT NULL DEFAULT 0,
     mine jsonb,
     theirs_actor jsonb,
     mine_actor jsonb,
+    revision integer NOT NULL DEFAULT 1,
     status text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'resolved')),
     resolution jsonb,
     created_at timestamptz NOT NULL DEFAULT now(),
     resolved_at timestamptz
 );
+COMMENT ON COLUMN cloudsync.conflicts.base_audience IS 'who could see the row at base_version; NULL: the whole tenant';
 CREATE INDEX conflicts_open ON cloudsync.conflicts (tenant_id, created_at) WHERE status = 'open';
 CREATE INDEX conflicts_created ON cloudsync.conflicts (created_at);
 CREATE INDEX conflicts_row ON cloudsync.conflicts (table_id, key_text);
@@ -781,6 +789,13 @@ AS $$
         END IF;$t$, differs, name, cloudsync.field('NEW', name), cloudsync.field('OLD', name), to_json(name) || E':\x01')
 $$;
 
+-- Whether a person decides about concurrent changes of some columns.
+CREATE FUNCTION cloudsync.has_manual(tracked cloudsync.tracked_tables) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT tracked.conflict = 'manual' OR EXISTS (SELECT FROM jsonb_each_text(tracked.column_policies) p WHERE p.value = 'manual')
+$$;
+
 -- The two statements that log one event: the row's new version, then the event. They are the price of every write:
 -- two of them cost a quarter less than one with a WITH clause, the floor is a constant because reading it costs a third
 -- of the upsert, and every function in them is looked up and checked again each time, so there are as few as can be.
@@ -797,10 +812,11 @@ AS $$
             fields = %5$sreplace(v_changed, E'\x02', (r.version + 1)::text)::jsonb, deleted_at = %6$s, image = %7$s
         RETURNING r.version INTO v_version;
         INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, old_shard, table_id, table_name, key, op, version,
-                                          "row", old, audience, old_audience, actor, text_op, captured_at)
+                                          "row", old, audience, old_audience, actor, text_op, by_key, captured_at)
         VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), %8$s, %9$s, %10$s, %1$s, %11$L, %12$s, %13$L,
-                v_version, %14$s, %15$s, %4$s, %16$s, v_actor, %17$s, clock_timestamp());
-$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, kept_fields, deleted, image, tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience, text_op)
+                v_version, %14$s, %15$s, %4$s, %16$s, v_actor, %17$s, %18$s, clock_timestamp());
+$t$, tracked.table_id, key_text, tracked.version_floor + 1, audience, kept_fields, deleted, image, tenant, shard, old_shard, tracked.schema_name || '.' || tracked.table_name, key_json, op, new_row, old_row, old_audience, text_op,
+    CASE WHEN cloudsync.has_manual(tracked) THEN 'true' ELSE 'NULL' END)
 $$;
 
 -- The source of capture_<table_id>(), the AFTER ROW trigger. Static code, so that plans are kept. Each expression
@@ -1074,12 +1090,12 @@ BEGIN
             ELSE coalesce(r.fields, '{}') || coalesce(cloudsync.stamps(p_old, r.version + 1, v_at), '{}') END
     RETURNING r.version INTO v_version;
     INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, old_shard, table_id, table_name, key, op, version,
-                                      "row", old, audience, old_audience, actor, text_op, captured_at)
+                                      "row", old, audience, old_audience, actor, text_op, by_key, captured_at)
     VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), now_row.tenant, now_row.shard,
             nullif(p_old_shard, now_row.shard), p_table_id,
             tracked.schema_name || '.' || tracked.table_name, now_row.key, p_op, v_version, now_row.row_json, p_old,
             now_row.audience, CASE WHEN p_op = 'c' THEN '{}' ELSE p_old_audience END, cloudsync.actor(),
-            cloudsync.text_columns(tracked), clock_timestamp());
+            cloudsync.text_columns(tracked), nullif(cloudsync.has_manual(tracked), false), clock_timestamp());
     RETURN v_version;
 END
 $$;
@@ -1282,10 +1298,10 @@ BEGIN
     ON CONFLICT (table_id, key) DO UPDATE SET version = r.version + 1, audience = excluded.audience
     RETURNING r.version INTO v_version;
     INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, table_id, table_name, key, op, version, "row", old,
-                                      audience, old_audience, actor, text_op, captured_at)
+                                      audience, old_audience, actor, text_op, by_key, captured_at)
     SELECT pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), p_tenant, p_shard, p_table_id,
            t.schema_name || '.' || t.table_name, p_key, 'u', v_version, p_row, '{}', p_audience, before,
-           cloudsync.actor(), cloudsync.text_columns(t), clock_timestamp()
+           cloudsync.actor(), cloudsync.text_columns(t), nullif(cloudsync.has_manual(t), false), clock_timestamp()
     FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
 END
 $$;
@@ -2412,6 +2428,142 @@ END
 $$;
 
 ---------------------------------------------------------------------------------------------------
+-- Conflicts that a person decides
+---------------------------------------------------------------------------------------------------
+
+-- What a row's fields held in an earlier version, and who could see it then; NULL where the log does not say it any more.
+CREATE FUNCTION cloudsync.base_of(p_table_id integer, p_key jsonb, p_tenant text, p_fields text[], p_version bigint, p_now bigint,
+    OUT base jsonb, OUT audience text[])
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    changes bigint;
+    same_tenant boolean;
+BEGIN
+    IF p_version IS NULL OR p_now - p_version NOT BETWEEN 1 AND 10000 THEN
+        RETURN;
+    END IF;
+    SELECT count(*), bool_and(l.tenant_id = p_tenant), (array_agg(to_jsonb(l.old_audience) ORDER BY l.version))[1]
+    INTO changes, same_tenant, base FROM cloudsync.change_log l
+    WHERE l.by_key AND l.table_id = p_table_id AND jsonb_hash_extended(l.key, 0) = jsonb_hash_extended(p_key, 0) AND l.key = p_key
+      AND l.version > p_version AND l.version <= p_now AND l.op IN ('c', 'u', 'd');
+    audience := CASE WHEN jsonb_typeof(base) = 'array' THEN ARRAY(SELECT jsonb_array_elements_text(base)) END;
+    base := NULL;
+    IF changes <> p_now - p_version OR NOT same_tenant THEN -- versions count by one: something is missing, or was another tenant's
+        audience := NULL;
+        RETURN;
+    END IF;
+    SELECT jsonb_object_agg(f.name, (
+        SELECT l.old -> f.name FROM cloudsync.change_log l
+        WHERE l.by_key AND l.table_id = p_table_id AND jsonb_hash_extended(l.key, 0) = jsonb_hash_extended(p_key, 0) AND l.key = p_key
+          AND l.version > p_version AND l.old ? f.name AND l.op IN ('u', 'd') ORDER BY l.version LIMIT 1))
+    INTO base FROM unnest(p_fields) AS f (name);
+END
+$$;
+
+-- Logs what happened to a conflict as an event of its row: k it is open as told here, r it is resolved. No version is made.
+CREATE FUNCTION cloudsync.log_conflict(p_conflict cloudsync.conflicts, p_op "char", p_version bigint, p_detail jsonb, p_row jsonb,
+    p_shard smallint, p_audience text[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, table_id, table_name, key, op, version, "row", old,
+                                      audience, old_audience, actor, captured_at)
+    SELECT pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), p_conflict.tenant_id, p_shard, p_conflict.table_id,
+           t.schema_name || '.' || t.table_name, p_conflict.key, p_op, p_version, p_row, p_detail,
+           p_audience, p_audience, cloudsync.actor(), clock_timestamp()
+    FROM cloudsync.tracked_tables t WHERE t.table_id = p_conflict.table_id
+$$;
+
+-- Brings a conflict up to date with its row, whose lock the caller holds, and tells of it. Three occasions: a client wrote p_mine
+-- to fields that others had changed since its p_base_version (what it writes later to the row goes into the same conflict); the row
+-- has changed again (only p_id); it is resolved (p_choice). Returns the conflict's id; NULL if the row is not there.
+CREATE FUNCTION cloudsync.note_conflict(p_table_id integer, p_key jsonb, p_id uuid DEFAULT NULL, p_mine jsonb DEFAULT NULL,
+    p_base_version bigint DEFAULT NULL, p_choice text DEFAULT NULL) RETURNS uuid
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'iso_8601'
+SET extra_float_digits = '1' SET bytea_output = 'hex' SET lc_monetary = 'C'
+AS $$
+DECLARE
+    tracked cloudsync.tracked_tables;
+    c cloudsync.conflicts;
+    now_row record;
+    state record;
+    found_base record;
+    writer jsonb := cloudsync.actor();
+BEGIN
+    SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
+    EXECUTE cloudsync.current_query(tracked) || replace(replace(tracked.key_condition, '{row}', 't'), '{key}', '$1')
+    INTO now_row USING p_key;
+    SELECT r.version, r.audience INTO state FROM cloudsync.row_state r WHERE r.table_id = p_table_id AND r.key = now_row.key_text;
+    IF now_row.key_text IS NULL OR NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+
+    SELECT * INTO c FROM cloudsync.conflicts o
+    WHERE o.status = 'open' AND o.table_id = p_table_id AND o.key_text = now_row.key_text
+      AND (o.id = p_id OR p_id IS NULL AND o.tenant_id = now_row.tenant AND o.mine_actor ->> 'client_id' = writer ->> 'client_id')
+    ORDER BY o.created_at LIMIT 1 FOR UPDATE;
+    IF c.id IS NULL THEN
+        IF p_id IS NOT NULL THEN
+            RETURN NULL;
+        END IF;
+        c.tenant_id := now_row.tenant;
+        c.table_id := p_table_id;
+        c.table_name := tracked.schema_name || '.' || tracked.table_name;
+        c.key := now_row.key;
+        c.key_text := now_row.key_text;
+        c.status := 'open';
+        c.created_at := clock_timestamp();
+    END IF;
+
+    IF p_mine IS NOT NULL THEN
+        SELECT * INTO found_base FROM cloudsync.base_of(p_table_id, now_row.key, now_row.tenant,
+            ARRAY(SELECT jsonb_object_keys(p_mine)), p_base_version, state.version);
+        IF c.id IS NULL THEN
+            c.base := found_base.base;
+            c.base_audience := found_base.audience;
+            c.base_version := p_base_version;
+        ELSIF found_base.base IS NULL OR c.base IS NULL OR c.base_audience IS DISTINCT FROM found_base.audience THEN
+            c.base := NULL; -- not for the same readers
+        ELSE
+            c.base := found_base.base || c.base;
+        END IF;
+        c.mine := coalesce(c.mine, '{}') || p_mine;
+        c.mine_actor := writer;
+    END IF;
+    c.fields := ARRAY(SELECT jsonb_object_keys(c.mine) COLLATE "C" ORDER BY 1);
+    c.revision := coalesce(c.revision, 0) + 1;
+    IF p_choice IS NULL THEN
+        SELECT jsonb_object_agg(f.name, now_row.row_json -> f.name) INTO c.theirs FROM unnest(c.fields) AS f (name);
+        c.theirs_version := state.version;
+        SELECT l.actor INTO c.theirs_actor FROM cloudsync.change_log l
+        WHERE l.by_key AND l.table_id = p_table_id AND jsonb_hash_extended(l.key, 0) = jsonb_hash_extended(now_row.key, 0)
+          AND l.key = now_row.key AND l.op IN ('c', 'u') AND (l.op = 'c' OR l.old ?| c.fields) ORDER BY l.version DESC LIMIT 1;
+    ELSE
+        c.status := 'resolved';
+        c.resolved_at := clock_timestamp();
+        c.resolution := jsonb_build_object('choice', p_choice, 'version', state.version, 'by', writer);
+    END IF;
+
+    IF c.id IS NULL THEN
+        c.id := gen_random_uuid();
+        INSERT INTO cloudsync.conflicts SELECT c.*;
+    ELSE
+        UPDATE cloudsync.conflicts o SET fields = c.fields, base = c.base, theirs = c.theirs, theirs_version = c.theirs_version,
+            mine = c.mine, theirs_actor = c.theirs_actor, mine_actor = c.mine_actor, revision = c.revision,
+            status = c.status, resolution = c.resolution, resolved_at = c.resolved_at WHERE o.id = c.id;
+    END IF;
+    PERFORM cloudsync.log_conflict(c, CASE WHEN p_choice IS NULL THEN 'k' ELSE 'r' END::"char", state.version,
+        CASE WHEN p_choice IS NULL THEN jsonb_build_object('id', c.id, 'revision', c.revision, 'fields', to_jsonb(c.fields),
+            'base', c.base, 'base_audience', to_jsonb(c.base_audience), 'theirs', c.theirs, 'mine', c.mine,
+            'by', c.mine_actor, 'theirs_by', c.theirs_actor)
+        ELSE jsonb_build_object('id', c.id, 'revision', c.revision, 'fields', to_jsonb(c.fields), 'choice', p_choice, 'version', state.version, 'by', writer) END,
+        now_row.row_json, now_row.shard, state.audience);
+    RETURN c.id;
+END
+$$;
+
+---------------------------------------------------------------------------------------------------
 -- Upkeep, called by the beat
 ---------------------------------------------------------------------------------------------------
 
@@ -2545,6 +2697,10 @@ BEGIN
         END IF;
     END LOOP;
 
+    -- Nobody can decide about a row of which nothing is known any more.
+    UPDATE cloudsync.conflicts c SET status = 'resolved', resolution = '{"choice": "gone"}', resolved_at = clock_timestamp()
+    WHERE c.status = 'open' AND NOT EXISTS (SELECT FROM cloudsync.row_state r WHERE r.table_id = c.table_id AND r.key = c.key_text);
+    DELETE FROM cloudsync.conflicts c WHERE c.status = 'resolved' AND c.resolved_at < clock_timestamp() - interval '30 days';
     DELETE FROM cloudsync.mutations m WHERE m.applied_at < clock_timestamp() - interval '7 days';
     -- Operations behind the oldest base that a client may still name (cloudsync.resolve.documents.HISTORY).
     DELETE FROM cloudsync.text_ops o WHERE o.applied_at < cutoff;
@@ -2671,11 +2827,14 @@ GRANT SELECT ON cloudsync.canary TO cloudsync_service;
 GRANT SELECT, INSERT ON cloudsync.losses TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text),
     cloudsync.write_canaries() TO cloudsync_service;
-GRANT EXECUTE ON FUNCTION cloudsync.note_fields(integer, text, bigint, jsonb, jsonb) TO cloudsync_service;
+GRANT EXECUTE ON FUNCTION cloudsync.note_fields(integer, text, bigint, jsonb, jsonb),
+    cloudsync.note_conflict(integer, jsonb, uuid, jsonb, bigint, text) TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.edit_text(text, jsonb, integer), cloudsync.apply_text(text, jsonb) TO cloudsync_client;
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;
+-- Which conflicts are of rows that a user may see; what is in them the service reads.
+GRANT SELECT (id, tenant_id, table_id, key, status, created_at) ON cloudsync.conflicts TO cloudsync_client;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA cloudsync TO cloudsync_analytics;
 REVOKE SELECT ON cloudsync.audit_log, cloudsync.audit_log_default, cloudsync.audit_heads, cloudsync.audit_progress

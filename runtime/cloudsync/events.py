@@ -12,8 +12,13 @@ DELETE: Final = "d"
 TRUNCATE: Final = "t"
 SCHEMA: Final = "s"
 DROP: Final = "x"
+CONFLICT: Final = "k"
+RESOLUTION: Final = "r"
 
-ROW_OPERATIONS: Final = frozenset((CREATE, UPDATE, DELETE))
+CONFLICT_OPERATIONS: Final = frozenset((CONFLICT, RESOLUTION))
+"""What befell a conflict of a row, whose state and version stay as they are; `old` holds the details."""
+ROW_OPERATIONS: Final = frozenset((CREATE, UPDATE, DELETE)) | CONFLICT_OPERATIONS
+"""What concerns who may see the row, and nobody else."""
 
 
 class Position(NamedTuple):
@@ -63,7 +68,8 @@ class ChangeEvent(msgspec.Struct, array_like=True, gc=False):
 
     `key`, `row`, `old`, `actor`, `text_op` are JSON text exactly as PostgreSQL wrote it: numbers
     are never parsed on the way, so nothing is rounded. `old` holds only what changed (for a delete
-    the whole row) and is removed before the event leaves the routers. Times are microseconds since 1970.
+    the whole row) and is removed before the event leaves the routers, unless it tells of a conflict.
+    Times are microseconds since 1970.
     """
 
     lsn: int

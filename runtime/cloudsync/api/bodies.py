@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from cloudsync.protocol.messages import Choice
 
 _NO_ZERO = r"^[^\x00]*$"
 Name = Annotated[str, StringConstraints(max_length=200, pattern=_NO_ZERO)]
@@ -53,6 +55,45 @@ class ClientBody(Body):
 
 class ClientList(Body):
     clients: list[ClientBody]
+
+
+class ConflictBody(Body):
+    """A conflict that a person is to decide. Values are those of the row's JSON."""
+
+    conflict_id: str
+    revision: int = Field(description="Higher whenever something about it has changed.")
+    table: str = Field(examples=["public.todos"])
+    key: dict[str, Any]
+    fields: list[str]
+    version: int = Field(description="Of the row that holds `theirs`; the `base_version` of a decision.")
+    base: dict[str, Any] | None = Field(
+        description="Before either change; null if it is not known any more, or not the caller's to read."
+    )
+    theirs: dict[str, Any] = Field(description="What the row holds.")
+    mine: dict[str, Any] = Field(description="What `by` has written and was not applied.")
+    by: dict[str, Any] | None
+    theirs_by: dict[str, Any] | None
+
+
+class ConflictList(Body):
+    conflicts: list[ConflictBody]
+    next: str | None = Field(description="Ask `after` it for the rest; null at the end.")
+
+
+class Decision(Body):
+    choice: Choice
+    values: dict[str, Any] | None = Field(
+        default=None, description="With `merged`: what some or all of the conflict's fields are to hold."
+    )
+    base_version: int | None = Field(
+        default=None, description="The `version` of the conflict that the caller has seen."
+    )
+
+
+class Resolved(Body):
+    conflict_id: str
+    choice: Choice
+    version: int | None = Field(description="Of the row that holds what was chosen.")
 
 
 class TokenRequest(Body):

@@ -23,6 +23,9 @@ from cloudsync.protocol.codes import ERROR_MEANINGS
 _STATUS: Final = {
     "bad_request": 422,
     "bad_token": 401,
+    "bad_value": 422,
+    "conflict_changed": 409,
+    "conflict_resolved": 409,
     "forbidden": 403,
     "internal": 500,
     "limit_reached": 409,
@@ -30,6 +33,8 @@ _STATUS: Final = {
     "not_found": 404,
     "too_large": 413,
     "unavailable": 503,
+    "unknown_conflict": 404,
+    "unknown_table": 404,
 }
 _CODE_OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 _HEADERS: Final = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}

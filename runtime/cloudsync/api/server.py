@@ -15,7 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 import cloudsync
 from cloudsync import logs
-from cloudsync.api import failures, routes
+from cloudsync.api import conflicts, failures, routes
 from cloudsync.api.guard import Guard
 from cloudsync.api.services import Services
 from cloudsync.errors import PlatformError, PortInUse
@@ -23,7 +23,10 @@ from cloudsync.metrics import emitter
 from cloudsync.metrics.loop import watch_loop
 from cloudsync.settings import Settings
 
-_DESCRIPTION = "Where to connect, and which client ids a user has. Data travels over the WebSocket endpoint."
+_DESCRIPTION = (
+    "Where to connect, and which client ids a user has, and which conflicts wait for a decision. Data"
+    " travels over the WebSocket endpoint."
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -50,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     app.include_router(routes.health)
     app.include_router(routes.public(settings))
+    app.include_router(conflicts.router())
     if settings.mode == "development" and settings.jwt_secret:
         app.include_router(routes.development(settings))
     failures.install(app)

@@ -17,6 +17,7 @@ from cloudsync.audit.journal import Journal, open_journal
 from cloudsync.audit.records import TOKEN_REFUSED, Record
 from cloudsync.errors import TokenRefused
 from cloudsync.settings import Settings
+from cloudsync.sync.snapshot import SESSION_OPTIONS
 from cloudsync.tokens import Principal, TokenVerifier
 from cloudsync.unlocking import open_keyring
 
@@ -41,7 +42,7 @@ class Services:
         self.verifier = TokenVerifier(settings)
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             settings.postgres_url,
-            kwargs={"connect_timeout": 2, "application_name": "cloudsync api"},
+            kwargs={"connect_timeout": 2, "application_name": "cloudsync api", "options": SESSION_OPTIONS},
             min_size=1,
             max_size=8,
             max_waiting=200,

@@ -11,7 +11,18 @@ from typing import Final
 
 import msgspec
 
-from cloudsync.events import CREATE, DELETE, DROP, ONLY_LOSING, SCHEMA, TRUNCATE, UPDATE, ChangeEvent
+from cloudsync.events import (
+    CONFLICT,
+    CREATE,
+    DELETE,
+    DROP,
+    ONLY_LOSING,
+    RESOLUTION,
+    SCHEMA,
+    TRUNCATE,
+    UPDATE,
+    ChangeEvent,
+)
 
 # Security events
 CONNECTED: Final = "client.connected"
@@ -35,6 +46,8 @@ CHANGE_KINDS: Final[Mapping[str, str]] = {
     TRUNCATE: "table.truncate",
     SCHEMA: "table.schema",
     DROP: "table.drop",
+    CONFLICT: "conflict.detected",
+    RESOLUTION: "conflict.resolved",
 }
 DEPARTURE: Final = "change.departure"
 

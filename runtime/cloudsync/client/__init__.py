@@ -1,6 +1,7 @@
 """The Python client: a live local view of a PostgreSQL table, kept current over a WebSocket."""
 
 from cloudsync.client.change import Change, Confirmation
+from cloudsync.client.conflicts import Conflict, Resolution
 from cloudsync.client.connection import Client, State, connect
 from cloudsync.client.document import Document, TextEvent
 from cloudsync.client.edit import Edit
@@ -18,6 +19,7 @@ from cloudsync.client.errors import (
     TooManyConnections,
     Unreachable,
 )
+from cloudsync.client.presence import Member, Presence
 from cloudsync.client.subscription import ChangeEvent
 from cloudsync.client.view import Changes, View
 from cloudsync.resolve.text import transform_position
@@ -30,10 +32,14 @@ __all__ = [
     "Client",
     "Closed",
     "Confirmation",
+    "Conflict",
     "Document",
     "Edit",
     "FellBehind",
+    "Member",
+    "Presence",
     "ProtocolBroken",
+    "Resolution",
     "ServerRefused",
     "State",
     "StoreFailed",

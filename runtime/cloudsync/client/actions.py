@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloudsync.client.change import Change
+from cloudsync.client.conflicts import Conflict
 from cloudsync.client.errors import ChangeRejected
 from cloudsync.client.subscription import ChangeEvent, Subscription
 from cloudsync.errors import CloudSyncError
@@ -66,4 +67,28 @@ class Settled(msgspec.Struct, frozen=True):
     error: ChangeRejected | None = None
 
 
-Action = Settled | Changed | Completed | Failed | Stalled | Welcomed | Beat | Leaving | Complaint
+class Present(msgspec.Struct, frozen=True):
+    """Others came to a view, changed their state, or left."""
+
+    subscription: Subscription
+
+
+class Conflicted(msgspec.Struct, frozen=True):
+    """A conflict is new, has changed, or is over."""
+
+    conflict: Conflict
+
+
+Action = (
+    Present
+    | Conflicted
+    | Settled
+    | Changed
+    | Completed
+    | Failed
+    | Stalled
+    | Welcomed
+    | Beat
+    | Leaving
+    | Complaint
+)

@@ -12,7 +12,7 @@ from cloudsync.client.replica import Row
 from cloudsync.protocol import messages
 from cloudsync.protocol.messages import Outcome
 
-Operation = Literal["create", "update", "delete"]
+Operation = Literal["create", "update", "delete", "resolve"]
 
 
 class Confirmation(msgspec.Struct, frozen=True):
@@ -25,6 +25,7 @@ class Confirmation(msgspec.Struct, frozen=True):
     outcome: Outcome
     version: int | None = None
     fields: list[str] | None = None
+    conflict_id: str | None = None
 
 
 class Change:
@@ -46,6 +47,7 @@ class Change:
         "op",
         "table",
         "values",
+        "withdrawn",
     )
 
     def __init__(
@@ -68,6 +70,8 @@ class Change:
         self.base_version = base_version
         self.base = base
         self.at = at
+        self.withdrawn: frozenset[str] = frozenset()
+        """Fields that are not shown any more: a person decides about them."""
         self.confirmation: Confirmation | None = None
         self._error: Exception | None = None
         self._waiting: list[asyncio.Future[Confirmation]] = []
@@ -117,7 +121,8 @@ class Change:
         """Whether the store has to hold it longer than until it is settled."""
         return False
 
-    def frame(self) -> messages.Change | messages.Text:
+    def frame(self) -> messages.Change | messages.Text | messages.Resolve:
+        assert self.op != "resolve"  # noqa: S101 - a subclass's
         return messages.Change(
             self.number, self.op, self.table, self.key, self.values, self.base_version, self.at
         )

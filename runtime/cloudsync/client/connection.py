@@ -18,13 +18,16 @@ from cloudsync.client.actions import (
     Beat,
     Changed,
     Completed,
+    Conflicted,
     Failed,
     Leaving,
+    Present,
     Settled,
     Stalled,
     Welcomed,
 )
 from cloudsync.client.change import Change, Operation
+from cloudsync.client.conflicts import Conflict, Resolution
 from cloudsync.client.credentials import Credentials, TokenCallback, user_of
 from cloudsync.client.document import Document
 from cloudsync.client.errors import (
@@ -46,7 +49,7 @@ from cloudsync.client.store import Store
 from cloudsync.client.subscription import Subscription
 from cloudsync.client.view import View
 from cloudsync.errors import ClientRefused, CloudSyncError, TokenRefused
-from cloudsync.protocol.messages import Mode, Where
+from cloudsync.protocol.messages import Choice, Mode, Where
 
 T = TypeVar("T")
 State = Literal["connecting", "live", "offline", "replaying"]
@@ -90,6 +93,7 @@ class Client:
         self._state: State = "connecting"
         self._state_callbacks: list[Callable[[State], object]] = []
         self._rejection_callbacks: list[Callable[[Change], object]] = []
+        self._conflict_callbacks: list[Callable[[Conflict], object]] = []
         self._state_queues: set[asyncio.Queue[State | None]] = set()
         self._error: Exception | None = None
         self._complaint: CloudSyncError | None = None
@@ -111,6 +115,8 @@ class Client:
         if self._store_path is not None:
             self._open_store(self._store_path)
         self._session.on_edit = self._edited
+        self._session.decided = self._decide
+        self._session.wake = self._send
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self._task = self._loop.create_task(self._run(), name="cloudsync client")
@@ -294,6 +300,15 @@ class Client:
         """Call `callback` with every change that the server rejects (`change.error` says why)."""
         self._rejection_callbacks.append(callback)
 
+    @property
+    def conflicts(self) -> list[Conflict]:
+        """What waits for a person, of rows that this user may see: `conflict.resolve("mine")` decides."""
+        return list(self._session.inbox.open.values())
+
+    def on_conflict(self, callback: Callable[[Conflict], object]) -> None:
+        """Call `callback` with every conflict that is new, has changed, or is over (`conflict.status`)."""
+        self._conflict_callbacks.append(callback)
+
     async def close(self) -> None:
         """Leave; views keep their last rows and end."""
         self._stop(Closed())
@@ -324,6 +339,15 @@ class Client:
     def _edited(self) -> None:
         if self._link is not None:
             self._link.edited()
+
+    def _decide(self, conflict: Conflict, choice: Choice, values: Row | None) -> Resolution:
+        if self._error is not None or self._task is None:
+            raise self._error or Closed("The client is not connected: use it with `async with`.")
+        resolution, actions = self._session.decide(conflict, choice, values, now_s=self._loop.time())
+        for action in actions:
+            self._act(action)
+        self._send()
+        return resolution
 
     async def _unsubscribe(self, view: View) -> None:
         subscription = view.subscription
@@ -418,6 +442,8 @@ class Client:
             await self._link.carry()
         finally:
             self._link = None
+            for subscription in self._session.nobody_here():
+                self._present(subscription)
             for timer in self._timers:
                 timer.cancel()
             self._timers.clear()
@@ -427,6 +453,11 @@ class Client:
             self._deliver(action)
         elif isinstance(action, Settled):
             self._settled(action)
+        elif isinstance(action, Present):
+            self._present(action.subscription)
+        elif isinstance(action, Conflicted):
+            for callback in self._conflict_callbacks:
+                self._call(callback, action.conflict)
         elif isinstance(action, Completed):
             self._completed(action)
         elif isinstance(action, Failed):
@@ -442,6 +473,10 @@ class Client:
             self._later(action.reconnect_in_s, self._leave)
         else:
             self._complaint = action.error
+
+    def _present(self, subscription: Subscription) -> None:
+        for callback in subscription.presence.callbacks:
+            self._call(callback, subscription.presence.members)
 
     def _welcomed(self, action: Welcomed) -> None:
         self._welcomed_at_s = self._loop.time()

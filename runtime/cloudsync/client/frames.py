@@ -12,6 +12,8 @@ from cloudsync.client.errors import FrameUnreadable
 from cloudsync.protocol.messages import (
     ChangeConfirmed,
     ChangeRejected,
+    Choice,
+    ConflictReset,
     Draining,
     Error,
     Heartbeat,
@@ -78,6 +80,53 @@ class SyncBatch(msgspec.Struct, tag_field="type", tag="sync.batch"):
     last: bool = False
 
 
+class ConflictDetected(msgspec.Struct, tag_field="type", tag="conflict.detected"):
+    conflict_id: str
+    revision: int
+    table: str
+    key: dict[str, Any]
+    fields: list[str]
+    version: int
+    theirs: dict[str, Any]
+    mine: dict[str, Any]
+    base: dict[str, Any] | None = None
+    by: dict[str, Any] | None = None
+    theirs_by: dict[str, Any] | None = None
+
+
+class ConflictResolved(msgspec.Struct, tag_field="type", tag="conflict.resolved"):
+    conflict_id: str
+    revision: int
+    choice: Choice
+    version: int
+    by: dict[str, Any] | None = None
+
+
+class ConflictPage(msgspec.Struct, tag_field="type", tag="conflict.page"):
+    id: str
+    conflicts: list[ConflictDetected]
+    next: str | None = None
+
+
+class PresentMember(msgspec.Struct):
+    id: str
+    user: str
+    client: str
+    state: Any
+
+
+class PresenceNews(msgspec.Struct, tag_field="type", tag="presence"):
+    """Who came or has another state, and who left; `whole`: these are all, and `you` is the receiver."""
+
+    sub: str
+    members: list[PresentMember] = []
+    left: list[str] = []
+    count: int = 0
+    whole: bool = False
+    you: str = ""
+
+
+ConflictFrame = ConflictDetected | ConflictResolved | ConflictPage | ConflictReset
 Frame = (
     Data
     | SyncBatch
@@ -87,6 +136,8 @@ Frame = (
     | SubscriptionChanged
     | ChangeConfirmed
     | ChangeRejected
+    | ConflictFrame
+    | PresenceNews
     | Heartbeat
     | Draining
     | Error

@@ -8,8 +8,9 @@ from typing import Any, Final
 import msgspec
 
 from cloudsync.client.change import Change
+from cloudsync.client.conflicts import Inbox, restored
 from cloudsync.client.errors import StoreRefused
-from cloudsync.client.frames import float_or_decimal
+from cloudsync.client.frames import ConflictDetected, float_or_decimal
 from cloudsync.client.replica import Replica
 from cloudsync.client.store import Batch, Store, StoredRow, StoredSubscription
 from cloudsync.client.subscription import Subscription
@@ -20,6 +21,7 @@ from cloudsync.protocol.messages import TableSchema, Where
 # Sorted names, so that equal requests are equal texts; Decimal only stands for numbers beyond floats.
 encode: Final = msgspec.json.Encoder(decimal_format="number", order="deterministic").encode
 decode: Final = msgspec.json.Decoder(float_hook=float_or_decimal).decode
+_conflict: Final = msgspec.json.Decoder(ConflictDetected, float_hook=float_or_decimal).decode
 
 
 class _Request(msgspec.Struct):
@@ -55,11 +57,18 @@ class Journal:
         clock = HybridClock(clock_ms, clock_counter)
         try:
             contents = [(number, decode(content)) for number, content in self.store.changes()]
-            changes = [Change(number, **content) for number, content in contents if "text_of" not in content]
+            changes = [restored(number, content) for number, content in contents if "text_of" not in content]
             self.texts = [(number, content) for number, content in contents if "text_of" in content]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             raise self._unreadable(error) from error
         return WriteQueue(next_number=next_number, clock=clock, changes=changes)
+
+    def load_conflicts(self) -> list[ConflictDetected]:
+        """The open conflicts, as they were heard of last."""
+        try:
+            return [_conflict(content) for content in self.store.conflicts()]
+        except msgspec.MsgspecError as error:
+            raise self._unreadable(error) from error
 
     def track(self, replica: Replica) -> None:
         """From now on keep account of what changes in a replica."""
@@ -73,10 +82,17 @@ class Journal:
         subscriptions: Iterable[Subscription],
         cursor: str | None,
         writes: WriteQueue,
+        inbox: Inbox,
         added: Change | None = None,
     ) -> None:
         """Commit every difference, and the change that is added. If it raises, nothing counts as saved."""
         batch = Batch()
+        for id_ in inbox.touched:
+            conflict = inbox.open.get(id_)
+            if conflict is None:
+                batch.conflicts_gone.append(id_)
+            else:
+                batch.conflicts.append((id_, _text(conflict.frame)))
         saved: dict[str, StoredSubscription] = {}
         replicas: list[Replica] = []
         for subscription in subscriptions:
@@ -106,6 +122,7 @@ class Journal:
         self.store.commit(batch, durable=added is not None)
         writes.rebased.clear()
         writes.settled.clear()
+        inbox.touched.clear()
         self._counters = counters
         self.cursor = cursor
         self._saved, self._numbers = saved, numbers

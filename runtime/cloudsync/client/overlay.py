@@ -106,10 +106,14 @@ class Overlay:
             if change.op == "delete":
                 row = None
                 continue
-            if row is None and change.op == "update":
+            if row is None and change.op in ("update", "resolve"):
                 continue  # of a row that is not in this view, or was deleted by somebody else
             values = {**change.key, **change.values} if change.op == "create" else change.values
-            shown = {name: as_shown(value, types.get(name)) for name, value in values.items()}
+            shown = {
+                name: as_shown(value, types.get(name))
+                for name, value in values.items()
+                if name not in change.withdrawn
+            }
             row = {**(row or {}), **shown}
         if row is not None:
             row = {name: row[name] for name in types if name in row} if may_match(where, row, types) else None

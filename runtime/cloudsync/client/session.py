@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from cloudsync.client import errors
@@ -22,16 +23,29 @@ from cloudsync.client.actions import (
     Changed,
     Complaint,
     Completed,
+    Conflicted,
     Failed,
     Leaving,
+    Present,
     Settled,
     Stalled,
     Welcomed,
 )
 from cloudsync.client.change import Change, Confirmation, Operation
+from cloudsync.client.conflicts import Conflict, Inbox, Resolution, decided_values
 from cloudsync.client.document import Document, Origin
 from cloudsync.client.edit import Edit
-from cloudsync.client.frames import Data, Frame, SyncBatch, decode
+from cloudsync.client.frames import (
+    ConflictDetected,
+    ConflictFrame,
+    ConflictPage,
+    Data,
+    DataDelete,
+    Frame,
+    PresenceNews,
+    SyncBatch,
+    decode,
+)
 from cloudsync.client.journal import Journal, request_text
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.store import Store
@@ -45,7 +59,9 @@ from cloudsync.protocol.messages import (
     Auth,
     ChangeConfirmed,
     ChangeRejected,
+    Choice,
     ClientFrame,
+    ConflictReset,
     Draining,
     Error,
     Heartbeat,
@@ -53,6 +69,7 @@ from cloudsync.protocol.messages import (
     Hello,
     Mismatch,
     Mode,
+    Presence,
     Refetch,
     Subscribe,
     Subscribed,
@@ -70,6 +87,7 @@ ACK_BYTES: Final = 128 * 1024
 ACK_DELAY_S: Final = 0.05
 INBOUND_FRAME_BYTES: Final = 2 * 1024 * 1024
 """What a server takes that does not say otherwise."""
+_PRESENCE: Final = "presence:"
 # An established subscription survives these: it is subscribed anew, under another id.
 _PASSING: Final = frozenset(
     (
@@ -108,6 +126,13 @@ class Session:
         self.writes = WriteQueue()
         self.texts = Texts(self._edit, self._edit_arrived)
         self._leaving: set[Subscription] = set()
+        self.inbox = Inbox(self._decide_now)
+        self.decided: Callable[[Conflict, Choice, Row | None], Resolution] | None = None
+        """Who carries an application's decision here: it calls `decide`, and sends."""
+        self._present: dict[Subscription, None] = {}
+        """Views whose application wants to know who else is there."""
+        self.wake: Callable[[], None] = lambda: None
+        """For the connection: something may be to send, now or soon."""
         self._confirmed: dict[Change, int] = {}
         """Confirmed changes whose row has not arrived yet, and the cursors seen since."""
         if self._journal is not None:
@@ -126,7 +151,7 @@ class Session:
     def _keep(self, added: Change | None = None) -> None:
         if self._journal is not None:
             self.writes.rebased += self.texts.unstored()
-            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, added)
+            self._journal.save(self.subscriptions.values(), self.cursor, self.writes, self.inbox, added)
 
     # The connection
 
@@ -152,6 +177,7 @@ class Session:
             subscription.staging = None
             subscription.state = "held" if subscription.covered else "new"
         self.writes.lost()
+        self.inbox.lost()
         self.save()
 
     @property
@@ -162,7 +188,9 @@ class Session:
     @property
     def deadline_s(self) -> float | None:
         """When `tick` has something to do, on the clock given to `receive`."""
-        dues = (self._ack_due_s, self._save_due_s, self.writes.due_s if self.welcomed else None)
+        dues = [self._ack_due_s, self._save_due_s]
+        if self.welcomed:
+            dues += [self.writes.due_s, *(s.presence.due_s() for s in self._present if s.state == "live")]
         return min((due for due in dues if due is not None), default=None)
 
     def tick(self, now_s: float) -> None:
@@ -172,6 +200,8 @@ class Session:
             self.save()
         if self.writes.due_s is not None and now_s >= self.writes.due_s:
             self._send_changes(now_s)
+        if self.welcomed:
+            self._send_states(now_s)
 
     # What the application asks for
 
@@ -185,6 +215,7 @@ class Session:
             self.subscriptions[subscription.id] = subscription
             if self.welcomed:
                 self._ask(subscription)
+        subscription.presence.wake = partial(self._takes_part, subscription)
         subscription.claimed = True
         subscription.used_at = int(time.time())
         return subscription
@@ -202,6 +233,7 @@ class Session:
         if self.welcomed and subscription.state != "new":
             self._send(Unsubscribe(subscription.id))
         subscription.state = "ended"
+        self._present.pop(subscription, None)
 
     def renew(self, subscription: Subscription) -> None:
         """Subscribe anew what stalled; its rows stay until the new snapshot is complete."""
@@ -251,12 +283,25 @@ class Session:
             raise LimitReached(
                 f"The change has {size_bytes} bytes; the server takes {self._inbound_frame_bytes} at most."
             )
+        return change, self._queue(change, now_s)
+
+    def decide(
+        self, conflict: Conflict, choice: Choice, values: Row | None, *, now_s: float
+    ) -> tuple[Resolution, list[Action]]:
+        """Queue a decision about a conflict as `write` does a change. Raises as that."""
+        values = decided_values(conflict, choice, None if values is None else wire_values(values))
+        resolution = self.writes.decide(self.client_id, conflict, choice, values)
+        actions = self._queue(resolution, now_s)
+        conflict.resolution = resolution
+        return resolution, actions
+
+    def _queue(self, change: Change, now_s: float) -> list[Action]:
         self._keep(change)
         self.writes.append(change)
         actions = self._on_views(lambda subscription: subscription.show(change))
         if self.welcomed:
             self._send_changes(now_s)
-        return change, actions
+        return actions
 
     def document(self, subscription: Subscription, key: Row | Key, column: str) -> Document:
         """The text of a row that a view shows. Raises RequestError."""
@@ -340,8 +385,15 @@ class Session:
             return self._data(frame, wall_us)
         if isinstance(frame, ChangeConfirmed | ChangeRejected):
             return self._outcome(frame, now_s)
+        if isinstance(frame, PresenceNews):
+            present = self.subscriptions.get(frame.sub)
+            return [Present(present)] if present is not None and present.presence.heard(frame) else []
+        if isinstance(frame, ConflictFrame):
+            return self._conflict(frame, now_s)
         if isinstance(frame, Heartbeat):
             self._compare(frame.sums or {})
+            if self.inbox.unlisted:
+                self._list_conflicts()
             return [Beat(frame), *self._beat(frame)]
         if isinstance(frame, Welcome):
             return self._welcome(frame, now_s)
@@ -404,12 +456,15 @@ class Session:
 
     def _returned(self, subscription: Subscription) -> Action:
         subscription.state = "live"
+        subscription.presence.connected()
         self._refetch(subscription)
         return Completed(subscription, [])
 
     def _data(self, frame: SyncBatch | Data, wall_us: int) -> list[Action]:
         actions: list[Action] = []
         self._observe(frame)
+        if self.inbox.open:
+            self._look_for_lost_rows(frame)
         for id_ in frame.sub:
             subscription = self.subscriptions.get(id_)
             if subscription is None or subscription.state not in ("snapshot", "returning", "live"):
@@ -421,6 +476,7 @@ class Session:
             if isinstance(frame, SyncBatch) and frame.last:
                 if subscription.state == "snapshot":
                     first = not subscription.complete
+                    subscription.presence.connected()
                     actions.append(Completed(subscription, subscription.finish_snapshot(received_us=wall_us)))
                     if first:
                         self._show_waiting(subscription)
@@ -436,7 +492,7 @@ class Session:
         if isinstance(frame, ChangeRejected):
             actions = self._reject(frame.id, frame.code, frame.message)
         else:
-            confirmation = Confirmation(frame.outcome, frame.version, frame.fields)
+            confirmation = Confirmation(frame.outcome, frame.version, frame.fields, frame.conflict_id)
             change = self.writes.confirm(frame.id, confirmation)
             if isinstance(change, Edit):
                 alone = frame.outcome == "applied"
@@ -444,6 +500,8 @@ class Session:
                 actions += self._lose(change.document.confirm(change, frame.revision, alone=alone))
             elif change is not None:
                 actions = [Settled(change), *self._confirm(change, confirmation)]
+                if isinstance(change, Resolution):
+                    actions += self._closed(change.conflict_id, change.choice)
         if actions and self._save_due_s is None:
             self._save_due_s = now_s + ACK_DELAY_S
         self._send_changes(now_s)
@@ -451,6 +509,9 @@ class Session:
 
     def _confirm(self, change: Change, confirmation: Confirmation) -> list[Action]:
         shown = confirmation.outcome in ("applied", "merged", "already_applied")
+        if confirmation.conflict_id is not None:
+            change.withdrawn = frozenset(confirmation.fields or ())
+            shown = not change.withdrawn.issuperset(change.values)
         if not shown or confirmation.version is None:
             return self._hide(change)
         if change.op == "create":
@@ -483,9 +544,57 @@ class Session:
             change.document.refuse(change)
             return [Settled(change, error)]
         lost = self.texts.row_refused(change.table, change.key) if change.op == "create" else []
-        if lost:
-            return [Settled(change, error), *self._lose(lost), *self._hide(change)]
-        return [Settled(change, error), *self._hide(change)]
+        actions: list[Action] = [Settled(change, error), *self._lose(lost), *self._hide(change)]
+        if isinstance(change, Resolution):
+            conflict = self.inbox.open.get(change.conflict_id)
+            if conflict is not None:
+                conflict.resolution = None
+            if code == "conflict_resolved":
+                actions += self._closed(change.conflict_id, None)
+            elif code == "unknown_conflict" and self.inbox.gone(change.conflict_id) is not None:
+                assert conflict is not None  # noqa: S101 - it was open
+                actions.append(Conflicted(conflict))
+        return actions
+
+    # Conflicts
+
+    def _decide_now(self, conflict: Conflict, choice: Choice, values: Row | None) -> Resolution:
+        if self.decided is None:
+            raise RequestError("The client is not connected.")
+        return self.decided(conflict, choice, values)
+
+    def _conflict(self, frame: ConflictFrame, now_s: float) -> list[Action]:
+        found: list[Conflict | None] = []
+        if isinstance(frame, ConflictReset):
+            self._list_conflicts()
+        elif isinstance(frame, ConflictPage):
+            listed, request = self.inbox.page(frame)
+            found += listed
+            if request is not None:
+                self._send(request)
+        elif isinstance(frame, ConflictDetected):
+            found.append(self.inbox.detected(frame))
+        else:
+            found.append(self.inbox.resolved(frame))
+        if self.inbox.touched and self._save_due_s is None:
+            self._save_due_s = now_s + ACK_DELAY_S
+        return [Conflicted(conflict) for conflict in found if conflict is not None]
+
+    def _closed(self, conflict_id: str, choice: Choice | None) -> list[Action]:
+        conflict = self.inbox.close(conflict_id, choice)
+        return [] if conflict is None else [Conflicted(conflict)]
+
+    def _list_conflicts(self) -> None:
+        request = self.inbox.ask()
+        if request is not None:
+            self._send(request)
+
+    def _look_for_lost_rows(self, frame: SyncBatch | Data) -> None:
+        """A conflict goes with its row: whether it has left this view only, or is gone, the server knows."""
+        for event in frame.events if isinstance(frame, SyncBatch) else (frame,):
+            if isinstance(event, DataDelete) and self.inbox.of_row(event.table, event.key):
+                self._list_conflicts()
+                return
 
     def _change_refused(self, number: int, frame: Error, now_s: float) -> list[Action]:
         """An `error` frame about a change: it was neither applied nor rejected."""
@@ -512,6 +621,20 @@ class Session:
         for change in self.writes.changes.values():
             if not isinstance(change, Edit):
                 subscription.show(change)
+
+    def _takes_part(self, subscription: Subscription) -> None:
+        self._present[subscription] = None
+        self.wake()
+
+    def nobody_here(self) -> list[Subscription]:
+        """The connection is gone, and with it all that was known of others: the views that this changes."""
+        return [s for s in self._present if s.presence.lost()]
+
+    def _send_states(self, now_s: float) -> None:
+        for subscription in self._present:
+            due_s = subscription.presence.due_s() if subscription.state == "live" else None
+            if due_s is not None and now_s >= due_s:
+                self._send(Presence(subscription.id, subscription.presence.take_state(now_s)))
 
     def _send_changes(self, now_s: float) -> None:
         for edit in self.texts.due():
@@ -549,6 +672,10 @@ class Session:
     def _restore(self, journal: Journal) -> None:
         self.cursor = journal.cursor
         self.writes = journal.load_writes()
+        self.inbox.restore(journal.load_conflicts())
+        for change in self.writes.changes.values():
+            if isinstance(change, Resolution) and change.conflict_id in self.inbox.open:
+                self.inbox.open[change.conflict_id].resolution = change
         for subscription in journal.load():
             self.subscriptions[subscription.id] = subscription
             self._next_id = max(self._next_id, int(subscription.id[1:]))
@@ -562,8 +689,13 @@ class Session:
             return [Complaint(error)]
         if frame.ref.isdecimal():  # the number of a change; subscriptions have a letter in front
             return self._change_refused(int(frame.ref), frame, now_s)
+        if frame.ref.startswith(_PRESENCE):
+            present = self.subscriptions.get(frame.ref.removeprefix(_PRESENCE))
+            changed = present is not None and present.presence.refused(error, now_s)
+            return [Present(present)] if changed and present is not None else []
         subscription = self.subscriptions.get(frame.ref)
         if subscription is None:
+            self.inbox.failed(frame.ref)
             return []
         if subscription.complete and frame.code in _PASSING:
             return [Stalled(subscription, error)]

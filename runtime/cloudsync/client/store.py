@@ -54,6 +54,10 @@ CREATE TABLE changes (
     number integer PRIMARY KEY,
     content text NOT NULL
 );
+CREATE TABLE conflicts (
+    id text PRIMARY KEY,
+    content text NOT NULL
+);
 """
 
 
@@ -92,6 +96,8 @@ class Batch:
         self.cursor: str | None = None
         self.changes: list[tuple[int, str]] = []
         self.changes_gone: list[int] = []
+        self.conflicts: list[tuple[str, str]] = []
+        self.conflicts_gone: list[str] = []
         self.counters: tuple[int, int, int] | None = None
         """The next mutation number; the clock's milliseconds and counter."""
 
@@ -199,6 +205,10 @@ class Store:
         """Changes that wait for their outcome, by number."""
         return self._all("SELECT number, content FROM changes ORDER BY number")
 
+    def conflicts(self) -> list[str]:
+        """Open conflicts, in the order in which they were heard of."""
+        return [content for (content,) in self._all("SELECT content FROM conflicts ORDER BY rowid")]
+
     def last_replica(self) -> int:
         """The highest number that a replica has."""
         ((number,),) = self._all("SELECT coalesce(max(replica), 0) FROM rows")
@@ -236,6 +246,14 @@ class Store:
                 database.executemany("INSERT OR REPLACE INTO changes VALUES (?, ?)", batch.changes)
             for number in batch.changes_gone:
                 database.execute("DELETE FROM changes WHERE number = ?", (number,))
+            if batch.conflicts:
+                database.executemany(
+                    "INSERT INTO conflicts VALUES (?, ?)"
+                    " ON CONFLICT DO UPDATE SET content = excluded.content",
+                    batch.conflicts,
+                )
+            for id_ in batch.conflicts_gone:
+                database.execute("DELETE FROM conflicts WHERE id = ?", (id_,))
             if batch.counters is not None:
                 database.execute(
                     "UPDATE identity SET next_mutation = ?, clock_ms = ?, clock_counter = ?", batch.counters

@@ -12,6 +12,7 @@ from cloudsync.client.errors import FrameUnreadable
 from cloudsync.client.filters import as_shown, column_types
 from cloudsync.client.frames import Data, Times
 from cloudsync.client.overlay import Overlay, Rows
+from cloudsync.client.presence import Presence
 from cloudsync.client.replica import Applied, Key, Operation, Replica, Row, difference
 from cloudsync.protocol.messages import Mode, TableSchema, Where
 
@@ -68,6 +69,7 @@ class Subscription:
         "mode",
         "observed",
         "overlay",
+        "presence",
         "replica",
         "rows",
         "schema",
@@ -90,6 +92,7 @@ class Subscription:
         self.count: int | None = None
         self.replica = Replica()
         self.overlay = Overlay()
+        self.presence = Presence()
         self.rows = Rows(self.replica.rows, self.overlay.patches)
         """What the application sees."""
         self.staging: Replica | None = None

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from cloudsync.client.document import Document
 from cloudsync.client.errors import Closed, FellBehind
+from cloudsync.client.presence import Presence
 from cloudsync.client.replica import Key, Row
 from cloudsync.client.subscription import ChangeEvent, Subscription
 from cloudsync.protocol.messages import TableSchema
@@ -93,6 +94,11 @@ class View:
         if self.subscription.schema is None:
             raise Closed("The view has no rows yet.")
         return self.subscription.schema
+
+    @property
+    def presence(self) -> Presence:
+        """Who else looks at these rows: `presence.set({"cursor": 5})`, `presence.members`."""
+        return self.subscription.presence
 
     @property
     def error(self) -> Exception | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Final
 
 from cloudsync.client.change import Change, Confirmation, Operation
+from cloudsync.client.conflicts import Conflict, Resolution
 from cloudsync.client.failures import backoff_s
 from cloudsync.client.replica import Row
 from cloudsync.clock import HybridClock, wall_clock_ms
+from cloudsync.protocol.messages import Choice
 from cloudsync.sharding import key_text
 
 IN_FLIGHT: Final = 16
@@ -65,7 +67,6 @@ class WriteQueue:
         base: Row | None,
     ) -> Change:
         """A change with the next number and time, not queued yet: first it must be durable."""
-        stamp = self.clock.tick(client_id)
         change = Change(
             self.next_number,
             op,
@@ -74,7 +75,7 @@ class WriteQueue:
             values,
             base_version=base_version,
             base=base,
-            at=str(stamp),
+            at=str(self.clock.tick(client_id)),
         )
         self.next_number += 1
         return change
@@ -106,6 +107,22 @@ class WriteQueue:
     def is_passed(self, change: Change) -> bool:
         """Whether a later number has gone out, so that this one cannot any more."""
         return change.number <= max(self._sent_upto, self._last_mutation)
+
+    def decide(self, client_id: str, conflict: Conflict, choice: Choice, values: Row) -> Resolution:
+        """A decision about a conflict as it is known, with the next number; not queued yet."""
+        resolution = Resolution(
+            self.next_number,
+            conflict_id=conflict.id,
+            choice=choice,
+            table=conflict.table,
+            key=conflict.key,
+            values=values,
+            base_version=conflict.version,
+            base=conflict.theirs,
+            at=str(self.clock.tick(client_id)),
+        )
+        self.next_number += 1
+        return resolution
 
     def append(self, change: Change) -> None:
         self.changes[change.number] = change

@@ -133,6 +133,10 @@ class Keys(msgspec.Struct, frozen=True, gc=False):
     def topic(self, topic_id: str) -> str:
         return self._global(f"topic:{topic_id}")
 
+    def presence(self, topic_id: str) -> str:
+        """The channel on which gateways tell each other who is here."""
+        return self._global(f"presence:{topic_id}")
+
     def hosted(self, gateway_id: str) -> str:
         return self._global(f"hosted:{gateway_id}")
 

@@ -105,6 +105,11 @@ class Connection:
         return bool(self._ordered or self._waiting)
 
     @property
+    def busy(self) -> bool:
+        """Whether a frame sent now would wait for the client, or for its socket."""
+        return self.behind or self._transport.full
+
+    @property
     def caught_up(self) -> bool:
         """Whether everything so far has been sent, and no subscription is being built."""
         return (
@@ -176,7 +181,12 @@ class Connection:
             return
         if isinstance(frame, Error):
             recorder.counter(CLIENT_ERRORS, code=frame.code).add()
-        text = encode(frame).decode()
+        self.tell(encode(frame).decode())
+
+    def tell(self, text: str) -> None:
+        """As `control`, for a frame that is encoded already."""
+        if self.close_code is not None:
+            return
         if self._ordered is not None:
             self._queue(text, len(text))
             return

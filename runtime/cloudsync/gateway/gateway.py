@@ -28,13 +28,15 @@ from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.commands import watch
+from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.drain import drain
 from cloudsync.gateway.hub import Hub
+from cloudsync.gateway.presence import Presences
 from cloudsync.gateway.replay import Replayer, Resumed
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
-from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_watermark
+from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_head, read_watermark
 from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
@@ -55,6 +57,8 @@ from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
 _UPKEEP_EVERY_S: Final = 1.0
+_COMPLETE_FIRST_S: Final = 0.004
+_COMPLETE_NEXT_S: Final = 0.02
 _MOVED_HEARTBEAT_S: Final = 5.0
 _REGISTRY_EVERY_S: Final = 0.2
 _TELL_WITHIN_S: Final = 3.0
@@ -97,7 +101,14 @@ class Gateway:
         self.subscriptions = Subscriptions(
             settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
         )
-        self.writes = Writes(settings, self.subscriptions, self.journal)
+        self.conflicts = OpenConflicts(
+            self.pool, self.subscriptions.catalog, at_once=settings.snapshots_at_once
+        )
+        self.presences = Presences(settings, keyring, self.pool, lambda: self.keys)
+        self.hub.departed = self.presences.departed
+        self.subscriptions.ended = self.presences.left
+        self.subscriptions.rebuilt = self.presences.departed
+        self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -132,6 +143,7 @@ class Gateway:
                 self._keep_registered(),
                 self._tend_connections(),
                 self._checksums.run(),
+                self.presences.run(),
                 watch(
                     self.settings.redis_events_url,
                     {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
@@ -143,6 +155,7 @@ class Gateway:
             await until_one_fails(*endless)
         finally:
             await self.subscriptions.stop()
+            await self.conflicts.stop()
             if self.journal is not None:
                 await self.journal.close()
             if self._registration is not None:
@@ -189,6 +202,7 @@ class Gateway:
         self.connections.discard(connection)
         self.subscriptions.forget(connection)
         self.writes.forget(connection)
+        self.presences.forget(connection)
         principal = connection.principal
         if principal is None:
             return
@@ -297,6 +311,7 @@ class Gateway:
         await until_one_fails(
             self._stream.run(),
             self._upkeep(self._stream),
+            self._complete_writes(self._stream),
             self._canary(self._stream),
             self._write_registry(),
             self._canaries.run(self.subscriptions.directory),
@@ -366,10 +381,7 @@ class Gateway:
         assert self.keys is not None  # noqa: S101
         while True:
             settling = self.subscriptions.unsettled()
-            watermark = await read_watermark(self._redis, self.keys, stream)
-            # Behind the reading: an epoch ends before its keys go, and what is half gone looks routed.
-            if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
-                raise Lost("a new epoch began")
+            watermark = await self._read_watermark(stream)
             if not await self._registration.beat():
                 raise Lost("reaped, or Redis is another server now")
             if watermark is not None:
@@ -379,6 +391,35 @@ class Gateway:
             else:
                 self.subscriptions.unsettle(settling)
             await asyncio.sleep(_UPKEEP_EVERY_S)
+
+    async def _read_watermark(self, stream: DeliveryStream) -> Watermark | None:
+        assert self.keys is not None  # noqa: S101 - as above
+        watermark = await read_watermark(self._redis, self.keys, stream)
+        # Behind the reading: an epoch ends before its keys go, and what is half gone looks routed.
+        if text_of(await self._redis.get(epoch_key(self.keys.database_id))) != self.keys.epoch:
+            raise Lost("a new epoch began")
+        return watermark
+
+    async def _complete_writes(self, stream: DeliveryStream) -> None:
+        """While a client waits to hear that its change is complete, look for the watermark sooner.
+
+        `head` is asked for until it has passed the change, and only then the rest; the longer it stays
+        where it is (Redis or the relay is away), the more seldom.
+        """
+        assert self.keys is not None  # noqa: S101 - as above
+        while True:
+            oldest = await self.writes.wait_incomplete()
+            pause_s = _COMPLETE_FIRST_S
+            while oldest is not None:
+                await asyncio.sleep(pause_s)
+                if await read_head(self._redis, self.keys) < oldest:
+                    pause_s = min(pause_s * 1.5, _UPKEEP_EVERY_S)
+                    continue
+                watermark = await self._read_watermark(stream)
+                if watermark is not None:
+                    self.writes.reached(watermark.position)
+                moved, oldest = oldest, self.writes.oldest_incomplete
+                pause_s = min(pause_s * 1.5, _UPKEEP_EVERY_S) if moved == oldest else _COMPLETE_NEXT_S
 
     def _set_cursor(self, watermark: Watermark) -> None:
         assert self.keys is not None  # noqa: S101 - as above

@@ -35,10 +35,13 @@ from cloudsync.protocol.messages import (
     AnyClientFrame,
     Auth,
     ChangeRequest,
+    Conflicts,
     Error,
     Hello,
     Mismatch,
+    PresenceRequest,
     Refetch,
+    ResolveRequest,
     Subscribe,
     TextRequest,
     UnknownType,
@@ -224,8 +227,12 @@ class WebSocketHandler:
                 subscriptions.refetch(connection, frame)
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
-            case ChangeRequest() | TextRequest():
+            case ChangeRequest() | TextRequest() | ResolveRequest():
                 self._gateway.writes.take(connection, frame)
+            case Conflicts():
+                self._gateway.conflicts.take(connection, frame)
+            case PresenceRequest():
+                self._gateway.presences.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

@@ -9,11 +9,12 @@ from typing import Final
 import msgspec
 
 from cloudsync.audit.receipts import Receipts
-from cloudsync.events import MATCHED_BEFORE, MATCHES_NOW, ChangeEvent
+from cloudsync.events import CONFLICT_OPERATIONS, MATCHED_BEFORE, MATCHES_NOW, ChangeEvent
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.news import News
 from cloudsync.gateway.pending import GatheredEvents, LatestRows
 from cloudsync.protocol.codes import Close
+from cloudsync.protocol.conflicts import conflict_frame
 from cloudsync.protocol.frames import Verdict, for_everyone, shared_verdict, verdict_for
 from cloudsync.protocol.messages import Error, Mode
 from cloudsync.registry.topics import Topic
@@ -122,8 +123,8 @@ class Subscription:
         """Keep events for later, but for those that a snapshot has shown; returns the bytes held."""
         assert self.held is not None  # noqa: S101 - callers look first
         for event, bits in events:
-            if not self.visibility.includes(event.xid):
-                self.held.append((event, bits))
+            if event.op in CONFLICT_OPERATIONS or not self.visibility.includes(event.xid):
+                self.held.append((event, bits))  # no snapshot shows conflicts
                 self.held_bytes += 300 + len(event.row or b"")
         return self.held_bytes
 
@@ -176,6 +177,8 @@ class Hub:
         self.topics: dict[str, HostedTopic] = {}
         self.listeners: dict[str, Callable[[list[Matched]], None]] = {}
         """The gateway's own topics: who takes their events in place of connections."""
+        self.departed: Callable[[Subscription], None] | None = None
+        """Told when a row leaves the view of one subscription."""
 
     def topic(self, topic: Topic) -> HostedTopic:
         hosted = self.topics.get(topic.id)
@@ -195,7 +198,7 @@ class Hub:
             if listener is not None:
                 listener(matched)
             return
-        shared = all(for_everyone(event) for event, _ in matched)
+        shared = all(for_everyone(e) and e.op not in CONFLICT_OPERATIONS for e, _ in matched)
         oldest_xid = min(event.xid for event, _ in matched)
         for columns, group in hosted.groups.items():
             news: News | None = None
@@ -231,12 +234,31 @@ class Hub:
         if principal is None:
             return
         own: list[tuple[ChangeEvent, Verdict]] = []
+        conflicts: list[Matched] = []
         for event, bits in matched:
+            if event.op in CONFLICT_OPERATIONS:
+                conflicts.append((event, bits))
+                continue
             verdict = verdict_for(event, bits, principal.user)
             if verdict is not None and not subscription.visibility.includes(event.xid):
                 own.append((event, verdict))
+                if verdict == "delete" and self.departed is not None:
+                    self.departed(subscription)
         if own:
             self._offer(subscription, self._news(own, subscription.columns))
+        self.tell_conflicts(subscription, conflicts)
+
+    def tell_conflicts(self, subscription: Subscription, matched: Iterable[Matched]) -> None:
+        """Of events, send what those tell of conflicts of rows that the subscription's user sees."""
+        connection = subscription.connection
+        principal = connection.principal
+        for event, bits in matched:
+            if event.op not in CONFLICT_OPERATIONS or principal is None:
+                continue
+            if verdict_for(event, bits, principal.user) == "update":
+                frame = conflict_frame(event, principal.user, subscription.columns)
+                if frame is not None:
+                    connection.control(frame)
 
     def _offer(self, subscription: Subscription, news: News) -> None:
         if subscription.told is not None:

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from cloudsync import logs
-from cloudsync.events import ONLY_LOSING, ROW_OPERATIONS, ChangeEvent, Position
+from cloudsync.events import CONFLICT_OPERATIONS, ONLY_LOSING, ROW_OPERATIONS, ChangeEvent, Position
 from cloudsync.feeds.feed import EVERYONE, entry_tag
 from cloudsync.feeds.history import Ends, FeedHistory, RangeGone, RangeTooLarge
 from cloudsync.feeds.keys import Keys
@@ -80,7 +80,9 @@ class Texts:
         principal = subscription.connection.principal
         if principal is None:
             return []
-        missed = [(e, b) for e, b in matched if not visibility.includes(e.xid)]
+        missed = [
+            (e, b) for e, b in matched if e.op not in CONFLICT_OPERATIONS and not visibility.includes(e.xid)
+        ]
         place = (subscription.topic.id, columns, since)
         shared = visibility.xmax == 0 and all(for_everyone(event) for event, _ in missed)
         if shared and place in self._shared:

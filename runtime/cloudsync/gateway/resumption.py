@@ -23,6 +23,7 @@ from cloudsync.gateway.hub import Hub, Subscription
 from cloudsync.gateway.replay import ENDING, Replayer
 from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.protocol.frames import Body, Verdict, batches, departure_text, project_text, snapshot_text
+from cloudsync.protocol.messages import ConflictReset
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor
 from cloudsync.sync.differential import HorizonPassed, Page, open_differential
@@ -101,6 +102,7 @@ class Resumption:
             if not await connection.room():
                 return Outcome.LIVE  # closed: nobody is there to be told more
         self._note(REPLAY, subscription, told)
+        self._hub.tell_conflicts(subscription, missed.after(since.position))
         held = [matched for matched in subscription.release() if not missed.covers(matched)]
         self._hub.deliver(subscription, held)
         connection.release(subscription)
@@ -135,6 +137,8 @@ class Resumption:
             sender.close()
         connection.push(subscription.sub, _ending())
         self._note(DIFFERENTIAL, subscription, told)
+        if table.has_manual:  # what befell them since is not in the differential
+            connection.control(ConflictReset(subscription.id))
         self._hub.deliver(subscription, subscription.release())
         connection.release(subscription)
         return Outcome.LIVE

@@ -33,6 +33,7 @@ from cloudsync.gateway.spool import PacedSender, SpoolSpace
 from cloudsync.keyring import Keyring
 from cloudsync.protocol.frames import batches
 from cloudsync.protocol.messages import (
+    ConflictReset,
     Error,
     HeldSubscription,
     Mismatch,
@@ -104,6 +105,10 @@ class Subscriptions:
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
         self.checksums: Checksums | None = None
+        self.ended: Callable[[Subscription], None] | None = None
+        """Told of each subscription that is over."""
+        self.rebuilt: Callable[[Subscription], None] | None = None
+        """Told of each whose view is made anew: rows may leave it unheard."""
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -195,6 +200,8 @@ class Subscriptions:
         """
         for hosted in list(self._hub.topics.values()):
             for subscription in hosted.subscriptions():
+                if self.rebuilt is not None:
+                    self.rebuilt(subscription)
                 building = subscription.held is not None and subscription.since is None
                 if subscription.task is not None:
                     subscription.task.cancel()
@@ -320,6 +327,8 @@ class Subscriptions:
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up(subscription, error)
             return
+        if subscription.table.has_manual:
+            subscription.connection.control(ConflictReset(subscription.id))
         self._hub.deliver(subscription, subscription.release())  # (e) no wait from the last page to here
 
     def _give_up(self, subscription: Subscription, error: Exception) -> None:
@@ -440,6 +449,8 @@ class Subscriptions:
         subscription.since = None
         subscription.whole = True
         subscription.begin_hold()
+        if self.rebuilt is not None:
+            self.rebuilt(subscription)
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
@@ -458,6 +469,8 @@ class Subscriptions:
     def _remove(self, subscription: Subscription) -> None:
         if subscription.task is not None and subscription.task is not asyncio.current_task():
             subscription.task.cancel()
+        if self.ended is not None:
+            self.ended(subscription)
         subscription.connection.forget(subscription)
         hosted = self._hub.topics.get(subscription.topic.id)
         if hosted is not None:

@@ -15,6 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from cloudsync.events import ORIGIN, Position
+from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.keys import Keys
 from cloudsync.gateway.stream import DeliveryStream
 from cloudsync.sharding import SHARDS
@@ -82,6 +83,15 @@ async def read_watermark(redis: Redis, keys: Keys, stream: DeliveryStream) -> Wa
         await asyncio.sleep(_DRAIN_POLL_S)
     stream.check_received(sent)
     return streamed
+
+
+async def read_head(redis: Redis, keys: Keys) -> Position:
+    """How far everything has been streamed: one question where a watermark asks dozens.
+
+    Raises redis errors.
+    """
+    head = text_of(await redis.get(keys.head))
+    return ORIGIN if head is None else Position.from_entry_id(head.partition(" ")[0])
 
 
 async def _read_feeds(redis: Redis, keys: Keys) -> Watermark | None:

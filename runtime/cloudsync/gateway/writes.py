@@ -21,11 +21,19 @@ from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.events import Position, parse_lsn
+from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.subscriptions import Subscriptions
 from cloudsync.protocol.codes import Close
-from cloudsync.protocol.messages import ChangeRejected, ChangeRequest, Error, SyncComplete, TextRequest
-from cloudsync.resolve import documents, writer
+from cloudsync.protocol.messages import (
+    ChangeRejected,
+    ChangeRequest,
+    Error,
+    ResolveRequest,
+    SyncComplete,
+    TextRequest,
+)
+from cloudsync.resolve import documents, manual, writer
 from cloudsync.resolve.refusals import TryAgain
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
@@ -34,7 +42,7 @@ _POOL_WAIT_S: Final = 5.0
 _INCOMPLETE_KEPT: Final = 10_000
 _log = logs.get("gateway")
 
-Request = ChangeRequest | TextRequest
+Request = ChangeRequest | TextRequest | ResolveRequest
 
 
 class _Allowance:
@@ -74,12 +82,20 @@ class _Queue:
 class Writes:
     """The changes of this gateway's clients."""
 
-    def __init__(self, settings: Settings, subscriptions: Subscriptions, journal: Journal | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        subscriptions: Subscriptions,
+        conflicts: OpenConflicts,
+        journal: Journal | None,
+    ) -> None:
         self._settings = settings
         self._subscriptions = subscriptions
+        self._conflicts = conflicts
         self._journal = journal
         self._queues: dict[Connection, _Queue] = {}
         self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
+        self._somebody_waits = asyncio.Event()
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
             settings.postgres_url,
             min_size=1,
@@ -143,6 +159,18 @@ class Writes:
             if queue.task is None:
                 del self._queues[connection]
 
+    @property
+    def oldest_incomplete(self) -> Position | None:
+        """What has to be handed over before the next client hears of it; None: nobody waits."""
+        return self._incomplete[0][0] if self._incomplete else None
+
+    async def wait_incomplete(self) -> Position | None:
+        """Wait until somebody waits for a change to be complete."""
+        if not self._incomplete:
+            self._somebody_waits.clear()
+            await self._somebody_waits.wait()
+        return self.oldest_incomplete
+
     def reached(self, position: Position) -> None:
         """Everything up to here has been handed to every gateway that it concerns."""
         waiting = self._incomplete
@@ -170,7 +198,7 @@ class Writes:
                         connection, queue, change, "unavailable", "It cannot be written now; try again."
                     )
                 except Exception:  # noqa: BLE001 - one change's failure must not end the connection's others
-                    _log.exception("change failed", client=connection.client_id, table=change.table[:130])
+                    _log.exception("change failed", client=connection.client_id, table=_table_of(change))
                     self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
         finally:
             queue.task = None
@@ -182,27 +210,35 @@ class Writes:
         if principal is None or client_id is None:
             return
         catalog = self._subscriptions.catalog
-        if not catalog.knows(change.table):
-            await self._subscriptions.load_catalog()
         async with self._pool.connection(timeout=_POOL_WAIT_S) as database:
-            if isinstance(change, TextRequest):
-                limit_bytes = self._settings.text_bytes
-                answer = await documents.edit(
-                    database, catalog, principal, client_id, change, limit_bytes=limit_bytes
-                )
-            else:
-                answer = await writer.write(database, catalog, principal, client_id, change)
+            if not isinstance(change, ResolveRequest) and not catalog.knows(change.table):
+                await catalog.load(database)
+            match change:
+                case ChangeRequest():
+                    answer = await writer.write(database, catalog, principal, client_id, change)
+                case TextRequest():
+                    limit_bytes = self._settings.text_bytes
+                    answer = await documents.edit(
+                        database, catalog, principal, client_id, change, limit_bytes=limit_bytes
+                    )
+                case ResolveRequest():
+                    answer = await manual.resolve(database, catalog, principal, client_id, change)
             connection.control(answer)
             if isinstance(answer, ChangeRejected):
                 note(
                     self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
-                    table=change.table[:130], outcome=answer.code,
+                    table=_table_of(change), outcome=answer.code,
                 )  # fmt: skip
+                if isinstance(change, ResolveRequest) and answer.code == "conflict_changed":
+                    await self._conflicts.tell(database, connection, change.conflict_id)
                 return
+            if answer.conflict_id is not None:
+                await self._conflicts.tell(database, connection, answer.conflict_id)
             cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
             row = await cursor.fetchone()
         if row is not None:
             self._incomplete.append((Position(parse_lsn(row[0]), 0), connection, change.id))
+            self._somebody_waits.set()
 
     def _refuse(
         self, connection: Connection, queue: _Queue, change: Request, code: str, message: str
@@ -212,3 +248,7 @@ class Writes:
         while queue.changes:
             behind = queue.changes.popleft()
             connection.control(Error(code, message, str(behind.id)))
+
+
+def _table_of(change: Request) -> str | None:
+    return None if isinstance(change, ResolveRequest) else change.table[:130]

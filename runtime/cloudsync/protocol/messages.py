@@ -14,7 +14,9 @@ BEARER_PREFIX: Final = "bearer."
 
 Mode = Literal["every", "latest", "batch"]
 Outcome = Literal["applied", "merged", "superseded", "conflict", "already_applied"]
+Choice = Literal["mine", "theirs", "merged"]
 Where = dict[str, Any]
+NULL: Final = msgspec.Raw(b"null")
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 """What a client calls a subscription: it comes back with every delivery."""
 
@@ -98,10 +100,31 @@ class TextRequest(ClientFrame, tag="text"):
 
 
 class Resolve(ClientFrame, tag="resolve"):
+    """A person's decision. `base_version` is that of the row which they saw as `theirs`."""
+
     id: int
     conflict_id: str
-    choice: Literal["mine", "theirs", "merged"]
+    choice: Choice
     values: dict[str, Any] | None = None
+    base_version: int | None = None
+
+
+class ResolveRequest(ClientFrame, tag="resolve"):
+    """A `resolve` as a server reads it, as `ChangeRequest`."""
+
+    id: int
+    conflict_id: str
+    choice: Choice
+    values: dict[str, msgspec.Raw] | None = None
+    base_version: int | None = None
+
+
+class Conflicts(ClientFrame, tag="conflicts"):
+    """The open conflicts of rows that the user may see, of one table or of all: a page of them, please."""
+
+    id: Identifier
+    table: str | None = None
+    after: str | None = None
 
 
 class Refetch(ClientFrame, tag="refetch"):
@@ -125,8 +148,17 @@ class Auth(ClientFrame, tag="auth"):
 
 
 class Presence(ClientFrame, tag="presence"):
+    """I am here, in this state; null: I only want to know who is."""
+
     sub: str
     state: Any = None
+
+
+class PresenceRequest(ClientFrame, tag="presence"):
+    """A `presence` as a server reads it: nothing in the state is its business."""
+
+    sub: str
+    state: msgspec.Raw = NULL
 
 
 AnyClientFrame = (
@@ -135,12 +167,13 @@ AnyClientFrame = (
     | Unsubscribe
     | ChangeRequest
     | TextRequest
-    | Resolve
+    | ResolveRequest
+    | Conflicts
     | Refetch
     | Mismatch
     | Ack
     | Auth
-    | Presence
+    | PresenceRequest
 )
 
 
@@ -201,6 +234,7 @@ class ChangeConfirmed(ServerFrame, tag="change.confirmed"):
     fields: list[str] | None = None
     revision: int | None = None
     """Of a `text`: what the operation is a part of from here on."""
+    conflict_id: str | None = None
 
 
 class ChangeRejected(ServerFrame, tag="change.rejected"):
@@ -209,6 +243,52 @@ class ChangeRejected(ServerFrame, tag="change.rejected"):
     id: int
     code: str
     message: str
+
+
+class ConflictDetected(ServerFrame, tag="conflict.detected"):
+    """A person is to decide about fields of a row. A higher `revision` replaces what was said of it before.
+
+    `theirs` is what the row holds in `version`, `mine` what `by` wrote without knowing it, `base` what
+    the row held when it was written: null if that is not known any more, or not for this user to read.
+    """
+
+    conflict_id: str
+    revision: int
+    table: str
+    key: msgspec.Raw
+    fields: list[str]
+    version: int
+    base: dict[str, msgspec.Raw] | None
+    theirs: dict[str, msgspec.Raw]
+    mine: dict[str, msgspec.Raw]
+    by: msgspec.Raw
+    theirs_by: msgspec.Raw
+
+
+class ConflictResolved(ServerFrame, tag="conflict.resolved"):
+    """The conflict is over: the row holds in `version` what `by` has chosen."""
+
+    conflict_id: str
+    revision: int
+    table: str
+    key: msgspec.Raw
+    choice: Choice
+    version: int
+    by: msgspec.Raw
+
+
+class ConflictPage(ServerFrame, tag="conflict.page"):
+    """The answer to `conflicts`; with `next` there is more: ask again `after` it."""
+
+    id: str
+    conflicts: list[ConflictDetected]
+    next: str | None = None
+
+
+class ConflictReset(ServerFrame, tag="conflict.reset"):
+    """Of this view conflicts may have come and gone unheard, before it was brought up to date: list them."""
+
+    sub: str
 
 
 class SyncComplete(ServerFrame, tag="sync.complete"):

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from cloudsync.events import (
+    CONFLICT_OPERATIONS,
     CREATE,
     DELETE,
     MATCHED_BEFORE,
@@ -75,7 +76,7 @@ class TableTopics:
         if not self.filtered:
             return
         now = _decode_row(event.row) if event.row else None
-        old = _decode_row(event.old) if event.old else {}
+        old = _decode_row(event.old) if event.old and event.op not in CONFLICT_OPERATIONS else {}
         before = None if event.op == CREATE else {**(now or {}), **old}
         verdicts: dict[str, int] = {}
         found: dict[str, HostedTopic] = {}
@@ -135,7 +136,12 @@ def part_told(event: ChangeEvent, shard: int) -> int:
 
 
 def changed_columns(event: ChangeEvent) -> bytes | None:
-    """What remains of `old` once an event was matched: which columns changed. Old values go no further."""
+    """What remains of `old` once an event was matched: which columns changed. Old values go no further.
+
+    But what an event tells of a conflict stays: the gateway knows who may read the base.
+    """
+    if event.op in CONFLICT_OPERATIONS:
+        return event.old
     if event.old is None or event.op != UPDATE:
         return None
     return msgspec.json.encode(list(_old_names(event.old)))

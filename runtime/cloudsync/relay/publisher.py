@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from cloudsync import logs
-from cloudsync.events import ChangeEvent, Position
+from cloudsync.events import ORIGIN, ChangeEvent, Position
 from cloudsync.metrics.definitions import EVENTS, RELAY_LAG
 from cloudsync.metrics.latency import record
 from cloudsync.metrics.recorder import recorder
@@ -25,6 +25,8 @@ from cloudsync.sharding import SHARDS
 
 _CONFIRM_EVERY_S: Final = 0.1
 _HEAD_EVERY_S: Final = 0.1
+_AWAITED_S: Final = 1.0
+_CLIENT_CHANGE: Final = b'"mutation_id"'
 # Each batch costs a round trip to PostgreSQL and one to each feed, whatever its size. Beyond a thousand
 # events a second commits gather for up to ten milliseconds, beyond four thousand for up to twenty-five:
 # writers need the processor then, and a batch is decoded several times faster than as many events one by
@@ -60,6 +62,9 @@ class Publisher:
         self._batch_bytes = batch_bytes
         self._arrived = asyncio.Event()
         self._head_due = 0.0
+        self._head = ORIGIN
+        self._awaited_until_s = 0.0
+        """So long a client may be waiting to hear that its change is complete."""
         self._confirm_due_s = 0.0
         self._pace_until_s = 0.0
         self.position = max(map(handover.reached, range(SHARDS)))
@@ -77,6 +82,9 @@ class Publisher:
                 if self._stream.error is not None:
                     raise self._stream.error
                 self._confirm(self._stream.received_lsn)
+                await self._write_awaited_head()
+                if self._stream.events:
+                    continue
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
@@ -91,6 +99,8 @@ class Publisher:
             # Behind the last event's own commit record everything is in the feeds; the rest of its
             # transaction may still wait in the buffer.
             self._confirm(received_lsn if whole and received_lsn > events[-1].lsn else events[-1].lsn)
+            if any(e.actor is not None and _CLIENT_CHANGE in e.actor for e in events):
+                self._awaited_until_s = time.monotonic() + _AWAITED_S
 
     async def catch_up(self, missed: AsyncIterator[list[ChangeEvent]]) -> None:
         """Hand over what a lost slot would have streamed, before `run`."""
@@ -111,11 +121,16 @@ class Publisher:
         if feeds is None or self._handover.parked or self._state.catching_up:
             return
         self._head_due = time.monotonic() + _HEAD_EVERY_S
-        position = max(self.position, Position(self.confirmed_lsn, 0))
+        self._head = position = max(self.position, Position(self.confirmed_lsn, 0))
         try:
             await feeds.write_head(position, self._state.horizon)
         except UNAVAILABLE as error:
             self._outlet.lose(error)
+
+    async def _write_awaited_head(self) -> None:
+        """Everything that came is in the feeds: tell the gateways at once if one of their clients waits."""
+        if time.monotonic() < self._awaited_until_s and self._head < Position(self.confirmed_lsn, 0):
+            await self.write_head()
 
     async def _publish(self, events: Sequence[ChangeEvent]) -> None:
         reached = [self._handover.reached(shard) for shard in range(SHARDS)]

@@ -11,19 +11,19 @@ trigger, which is told the operation, records it (`cloudsync.text_change`).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, sql
 
 from cloudsync.clock import Timestamp
 from cloudsync.protocol.messages import TextRequest
 from cloudsync.resolve import text as ot
 from cloudsync.resolve import writer
-from cloudsync.resolve.refusals import ChangeRefused
+from cloudsync.resolve.refusals import ChangeRefused, refusal_of
+from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
 from cloudsync.resolve.values import check_key, json_object
-from cloudsync.resolve.writer import Answer, Applied, Moved
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import expression
 from cloudsync.tokens import Principal
@@ -58,8 +58,15 @@ async def edit(
     limit_bytes: int,
 ) -> Answer:
     """As `writer.write`, for a text operation; a text may not grow beyond `limit_bytes`."""
-    begin = partial(_Edit, limit_bytes=limit_bytes)
-    return await writer.write(connection, catalog, principal, client_id, request, begin)
+
+    def begin(pipeline: AsyncPipeline) -> Work:
+        table = catalog.find(request.table)
+        return _Edit(connection, pipeline, table, principal, client_id, request, limit_bytes=limit_bytes)
+
+    async def explain(error: psycopg.Error) -> ChangeRefused | None:
+        return refusal_of(error, catalog.find(request.table).name)
+
+    return await carry_out(connection, Turn(principal, client_id, request.id), begin, explain)
 
 
 class _Edit:

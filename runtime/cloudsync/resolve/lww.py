@@ -108,11 +108,7 @@ def decide(history: History, write: Write) -> Decision:
 
 def _edit(history: History, write: Write) -> Decision:
     current = {name: history.stamps.get(name) or history.stamps.get(ROW) for name in write.fields}
-    contested = tuple(
-        name
-        for name, stamp in current.items()
-        if name in write.manual and stamp is not None and not _has_seen(write, stamp)
-    )
+    contested = _contested(write, current)
     wins = tuple(
         name
         for name, stamp in current.items()
@@ -137,11 +133,25 @@ def _edit_deleted(history: History, write: Write, deletion: Stamp) -> Decision:
         return Decision(step, write.at, (ROW,) if step == "remember" else (), (ROW,))
     # A field without a stamp is as the row was created, and whoever edited it had seen that.
     stamps = {name: history.stamps.get(name) for name in write.fields}
-    wins = tuple(name for name, stamp in stamps.items() if stamp is None or write.at > stamp.at)
-    lost = tuple(name for name in write.fields if name not in wins)
+    contested = _contested(write, stamps)
+    wins = tuple(
+        name
+        for name, stamp in stamps.items()
+        if name not in contested and (stamp is None or write.at > stamp.at)
+    )
+    lost = tuple(name for name in write.fields if name not in wins and name not in contested)
     if write.at > deletion.at:
-        return Decision("revive", write.at, wins, lost)
+        return Decision("revive", write.at, wins, lost, contested)
     return Decision("remember" if wins else "nothing", write.at, wins, write.fields)
+
+
+def _contested(write: Write, stamps: Mapping[str, Stamp | None]) -> tuple[str, ...]:
+    """What others changed unseen, of the fields that a person decides about."""
+    return tuple(
+        name
+        for name, stamp in stamps.items()
+        if name in write.manual and stamp is not None and not _has_seen(write, stamp)
+    )
 
 
 def _has_seen(write: Write, stamp: Stamp) -> bool:

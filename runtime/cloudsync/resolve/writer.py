@@ -1,28 +1,19 @@
 """One client's change: one transaction under the user's own rights, applied once whatever happens.
 
-The client's row in `cloudsync.clients` is locked first, so that its changes are applied one after the other
-on whichever gateway they arrive; its number is noted in the same transaction. The table's row is locked
-before `row_state` is read: capture takes them in this order, too.
+The table's row is locked before `row_state` is read: capture takes them in this order, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, AsyncPipeline, errors, sql
 
 from cloudsync.clock import Timestamp
-from cloudsync.errors import ClientRefused, RequestError
-from cloudsync.protocol.messages import (
-    ChangeConfirmed,
-    ChangeRejected,
-    ChangeRequest,
-    Outcome,
-    TextRequest,
-)
+from cloudsync.protocol.messages import ChangeRequest, Outcome
 from cloudsync.resolve.lww import (
     NEVER,
     ROW,
@@ -34,29 +25,13 @@ from cloudsync.resolve.lww import (
     decide,
     stamps_of,
 )
-from cloudsync.resolve.refusals import ChangeRefused, TryAgain, refusal_of
+from cloudsync.resolve.refusals import ChangeRefused, refusal_of
+from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
 from cloudsync.resolve.values import Values, checked, json_object, record
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import expression
 from cloudsync.tokens import Principal
 
-Answer = ChangeConfirmed | ChangeRejected
-
-_TRIES: Final = 6
-_HIDDEN_AFTER: Final = 2
-"""A row that is there and cannot be seen so many times in a row is hidden, not just being changed."""
-_AGAIN: Final = (errors.SerializationFailure, errors.DeadlockDetected)
-
-_TURN: Final = """
-SELECT c.last_mutation, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM cloudsync.clients c
- WHERE c.client_id = %s AND c.tenant_id = %s AND c.user_id = %s AND c.revoked_at IS NULL
-   FOR NO KEY UPDATE
-"""
-_STORED: Final = "SELECT result FROM cloudsync.mutations WHERE client_id = %s AND mutation_id = %s"
-_DONE: Final = """
-WITH noted AS (INSERT INTO cloudsync.mutations (client_id, mutation_id, result) VALUES (%(client)s, %(number)s, %(result)s))
-UPDATE cloudsync.clients SET last_mutation = %(number)s WHERE client_id = %(client)s
-"""  # noqa: E501
 _BECOME_CLIENT: Final = """
 SELECT set_config('role', 'cloudsync_client', true), set_config('app.tenant_id', %(tenant)s, true),
        set_config('app.user_id', %(user)s, true), set_config('cloudsync.user_id', %(user)s, true),
@@ -70,13 +45,12 @@ SELECT s.version, s.fields, s.deleted_at IS NOT NULL, s.audience, s.image::text
 """
 _RECORD: Final = sql.SQL("json_to_record(%s::json)")
 _NOTE: Final = "SELECT cloudsync.note_fields(%s, %s, %s, %s::jsonb, %s::jsonb)"
+_NOTE_CONFLICT: Final = """
+SELECT cloudsync.note_conflict(%s, %s::jsonb, p_mine => %s::jsonb, p_base_version => %s)::text
+"""
 
 _image: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _json: Final = msgspec.json.Encoder().encode
-
-
-class Moved(Exception):
-    """The row was created or deleted by somebody else between two statements."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -88,102 +62,26 @@ class _Row(msgspec.Struct, frozen=True):
     image: Values | None = None
 
 
-class Applied(msgspec.Struct, frozen=True):
-    outcome: Outcome
-    version: int | None
-    lost: list[str] | None = None
-    revision: int | None = None
-
-
-class Work(Protocol):
-    """What is to be done in a request's transaction."""
-
-    async def look(self) -> None:
-        """Ask for what has to be known, without waiting for the answers."""
-
-    async def apply(self, now_ms: int, *, settled: bool) -> Applied:
-        """Do it. Raises RequestError if it is refused, psycopg errors, Moved."""
-
-
-Begin = Callable[[AsyncConnection[Any], AsyncPipeline, CatalogTable, Principal, str, Any], Work]
-
-
 async def write(
     connection: AsyncConnection[Any],
     catalog: Catalog,
     principal: Principal,
     client_id: str,
-    change: ChangeRequest | TextRequest,
-    begin: Begin | None = None,
+    change: ChangeRequest,
 ) -> Answer:
     """Apply a change and answer once it is durable; a repeat is answered and not applied.
 
     Raises ClientRefused if the client was revoked, TryAgain if the change was neither applied nor refused.
     """
-    refused: RequestError | None = None
-    for tries in range(_TRIES):
-        try:
-            return await _attempt(
-                connection, catalog, principal, client_id, change, refused, tries, begin or _Change
-            )
-        except (ChangeRefused, RequestError) as refusal:
-            # The number is used up all the same: with a transaction of its own, the one before is void.
-            refused = refusal
-        except Moved:
-            continue
-        except _AGAIN:
-            continue
-        except psycopg.Error as error:
-            found = refusal_of(error, catalog.find(change.table).name)
-            if found is None:
-                raise TryAgain(type(error).__name__) from error
-            refused = found
-            if isinstance(change, ChangeRequest):
-                refused = await _named(connection, catalog, principal, change, found)
-    raise TryAgain("the row is being changed by others")
 
+    def begin(pipeline: AsyncPipeline) -> Work:
+        return RowChange(connection, pipeline, catalog.find(change.table), principal, client_id, change)
 
-async def _attempt(
-    connection: AsyncConnection[Any],
-    catalog: Catalog,
-    principal: Principal,
-    client_id: str,
-    change: ChangeRequest | TextRequest,
-    refused: RequestError | None,
-    tries: int,
-    begin: Begin,
-) -> Answer:
-    # Statements go in groups, without waiting for each one's answer.
-    async with connection.pipeline() as pipeline, connection.transaction():
-        await connection.execute("SET LOCAL lock_timeout = '2s'")
-        asked = await connection.execute(_TURN, (client_id, principal.tenant, principal.user))
-        work: Work | None = None
-        if refused is None:
-            work = begin(connection, pipeline, catalog.find(change.table), principal, client_id, change)
-            await work.look()
-        await pipeline.sync()
-        turn = await asked.fetchone()
-        if turn is None:
-            raise ClientRefused
-        last_mutation, now_ms = turn
-        if change.id <= last_mutation:
-            return await _repeated(connection, client_id, change.id)
-        if work is None:
-            assert refused is not None  # noqa: S101 - else there is work
-            answer: Answer = ChangeRejected(change.id, refused.code, str(refused))
-            result: dict[str, Any] = {"code": refused.code, "message": str(refused)}
-        else:
-            applied = await work.apply(now_ms, settled=tries >= _HIDDEN_AFTER)
-            answer = ChangeConfirmed(
-                change.id, applied.outcome, applied.version, applied.lost, applied.revision
-            )
-            result = {"outcome": applied.outcome, "version": applied.version, "fields": applied.lost}
-            if applied.revision is not None:
-                result["revision"] = applied.revision
-        await connection.execute(
-            _DONE, {"client": client_id, "number": change.id, "result": _json(result).decode()}
-        )
-    return answer
+    async def explain(error: psycopg.Error) -> ChangeRefused | None:
+        found = refusal_of(error, catalog.find(change.table).name)
+        return found and await _named(connection, catalog, principal, change, found)
+
+    return await carry_out(connection, Turn(principal, client_id, change.id), begin, explain)
 
 
 async def become_client(
@@ -196,22 +94,9 @@ async def become_client(
             "tenant": principal.tenant,
             "user": principal.user,
             "client": client_id,
-            "number": str(number),
+            "number": str(number or ""),
             "at": at,
         },
-    )
-
-
-async def _repeated(connection: AsyncConnection[Any], client_id: str, number: int) -> Answer:
-    cursor = await connection.execute(_STORED, (client_id, number))
-    row = await cursor.fetchone()
-    if row is None:
-        return ChangeConfirmed(number, "already_applied")
-    result = row[0]
-    if "code" in result:
-        return ChangeRejected(number, result["code"], result["message"])
-    return ChangeConfirmed(
-        number, "already_applied", result["version"], result["fields"], result.get("revision")
     )
 
 
@@ -242,7 +127,7 @@ async def _named(
     return refused
 
 
-class _Change:
+class RowChange:
     """One change in its transaction."""
 
     def __init__(
@@ -253,7 +138,11 @@ class _Change:
         principal: Principal,
         client_id: str,
         change: ChangeRequest,
+        *,
+        decided: bool = False,
     ) -> None:
+        """`decided`: a person has, knowing the row as it is."""
+        self._decided = decided
         self._connection = connection
         self._pipeline = pipeline
         self._table = table
@@ -262,23 +151,32 @@ class _Change:
         self._change = change
         self._values = checked(table, change)
         self._is_settled = False
+        self._row: _Row | None = None
 
     async def apply(self, now_ms: int, *, settled: bool) -> Applied:
         """Raises RequestError if the change is refused, psycopg errors, Moved."""
         table = self._table
         self._is_settled = settled
-        row = await self._find(settled=settled)
+        row = self._row or await self._find(settled=settled)
         fields = tuple(self._values)
-        manual = frozenset(name for name in fields if table.policy(name) == "manual")
         at = _time_of(self._change, self._client_id, now_ms)
-        write = Write(self._change.op, at, fields, self._change.base_version, manual)
+        if self._decided:
+            write = Write(self._change.op, at, fields, row.history.version)
+        else:
+            manual = frozenset(name for name in fields if table.policy(name) == "manual")
+            write = Write(self._change.op, at, fields, self._change.base_version, manual)
         decision = decide(row.history, write)
-        if decision.contested:
-            raise ChangeRefused(
-                "not_supported",
-                f"{', '.join(decision.contested)} was changed by others meanwhile, and a person is to decide:"
-                " this server does not take such conflicts yet.",
-            )
+        mine = await self._contested(row, decision.contested) if decision.contested else None
+        applied = await self._carry_out(row, decision)
+        return await self._contest(mine, applied) if mine else applied
+
+    async def find(self, *, settled: bool) -> History:
+        """What is known of the row, before `apply`, whose errors it raises."""
+        self._row = await self._find(settled=settled)
+        return self._row.history
+
+    async def _carry_out(self, row: _Row, decision: Decision) -> Applied:
+        table = self._table
         match decision.step:
             case "insert":
                 return await self._insert(row, decision)
@@ -344,6 +242,48 @@ class _Change:
         if self._change.op != "create" and not self._could_see(row):
             raise self._missing()
         return row
+
+    async def _contested(self, row: _Row, names: Iterable[str]) -> Values:
+        """What this write has for fields about which a person decides, in the form that a row has.
+
+        Without those that hold the same already: there is nothing to decide.
+        """
+        table, form = self._table, expression(self._table.row_expression)
+        await self._become_client("")
+        wanted = await self._connection.execute(
+            sql.SQL("SELECT ({})::text FROM {} AS {}").format(
+                form, _RECORD, _typed("t", table, table.columns)
+            ),
+            (record(table, self._values, names),),
+        )
+        held = await self._connection.execute(
+            sql.SQL("SELECT ({})::text FROM (SELECT %s::jsonb AS key) AS k JOIN {} AS t ON {}").format(
+                form, _identifier(table), expression(table.key_condition, key="k.key")
+            ),
+            (json_object(self._change.key),),
+        )
+        await self._connection.execute(BECOME_SERVICE)
+        found, known = await wanted.fetchone(), await held.fetchone()
+        assert found is not None  # noqa: S101 - a record has one row
+        mine, theirs = _image(found[0]), _image(known[0]) if known else {}
+        return {name: mine[name] for name in names if name not in theirs or mine[name] != theirs[name]}
+
+    async def _contest(self, mine: Values, applied: Applied) -> Applied:
+        """Keep what was not applied for a person to decide."""
+        cursor = await self._connection.execute(
+            _NOTE_CONFLICT,
+            (
+                self._table.table_id,
+                json_object(self._change.key),
+                json_object(mine),
+                self._change.base_version,
+            ),
+        )
+        noted = await cursor.fetchone()
+        fields = [*mine, *(applied.lost or ())]
+        if noted is None or noted[0] is None:  # it went with the rest of this change
+            return Applied(applied.outcome, applied.version, fields)
+        return Applied("conflict", applied.version, fields, noted[0])
 
     def _could_see(self, row: _Row) -> bool:
         """Whether the user could see the row that was deleted."""

@@ -40,6 +40,8 @@ class CatalogTable(msgspec.Struct, frozen=True):
     tenant_constant: str | None = None
     conflict: str = "lww"
     column_policies: dict[str, str] = {}
+    restricted: bool = False
+    """Whether rows have readers of their own: an owner, or an audience."""
 
     def policy(self, column: str) -> str:
         """How concurrent changes of a column are resolved: `lww`, `ot` or `manual`."""
@@ -49,6 +51,11 @@ class CatalogTable(msgspec.Struct, frozen=True):
     def texts(self) -> tuple[str, ...]:
         """Columns that are edited with text operations."""
         return tuple(name for name, policy in self.column_policies.items() if policy == "ot")
+
+    @property
+    def has_manual(self) -> bool:
+        """Whether a person decides about concurrent changes of some columns."""
+        return self.conflict == "manual" or "manual" in self.column_policies.values()
 
     def schema(self, columns: tuple[str, ...] | None) -> TableSchema:
         """What a subscriber is told; with `columns` only those and the key."""
@@ -74,7 +81,7 @@ WITH RECURSIVE typed AS (
 )
 SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
        t.key_text_expression, t.key_condition, t.tenant_column, t.tenant_constant, t.conflict,
-       t.column_policies,
+       t.column_policies, t.owner_column IS NOT NULL OR t.audience_function IS NOT NULL AS restricted,
        (SELECT jsonb_agg(
                    jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic,
                                      generated)
@@ -133,4 +140,5 @@ def _table(row: dict[str, Any]) -> CatalogTable:
         tenant_constant=row["tenant_constant"],
         conflict=row["conflict"],
         column_policies=row["column_policies"],
+        restricted=row["restricted"],
     )

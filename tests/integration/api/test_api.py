@@ -229,6 +229,7 @@ async def test_openapi_describes_every_answer(api: httpx.AsyncClient) -> None:
     assert set(described) == {
         ("/healthz", "get"), ("/readyz", "get"), ("/v1/endpoint", "get"), ("/v1/clients", "get"),
         ("/v1/clients", "post"), ("/v1/clients/{client_id}", "delete"), ("/v1/dev/token", "post"),
+        ("/v1/conflicts", "get"), ("/v1/conflicts/{conflict_id}/resolve", "post"),
     }  # fmt: skip
     for (path, _), operation in described.items():
         assert operation["summary"]

@@ -181,7 +181,8 @@ async def test_wrong_frames_while_connected(world: World, table: str) -> None:
         ({"type": "refetch", "sub": "s", "key": {"other": 1}}, "bad_request"),
         ({"type": "subscribe", "id": "s", "table": table}, "duplicate_subscription"),
         ({"type": "hello", "client_id": "x"}, "bad_request"),
-        ({"type": "presence", "sub": "s", "state": 1}, "not_supported"),
+        ({"type": "presence", "sub": "nothing", "state": 1}, "unknown_subscription"),
+        ({"type": "conflicts", "id": "c", "table": "nothing"}, "unknown_table"),
         ({"type": "text", "id": 1, "table": table, "op": "abc"}, "bad_frame"),
     ]:
         before = len(watcher.controls)

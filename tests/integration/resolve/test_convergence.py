@@ -119,11 +119,11 @@ async def test_a_clock_that_is_ahead_wins_nothing_by_it(workshop: Workshop) -> N
     assert later.outcome == "merged"
 
 
-async def test_what_a_person_decides_is_left_to_a_later_server(workshop: Workshop) -> None:
+async def test_columns_that_are_not_for_changes_and_those_that_a_person_decides(workshop: Workshop) -> None:
     workshop.run('SELECT cloudsync.track(\'notes\', columns => \'{"title": "manual", "body": "ot"}\')')
     ann = await workshop.author()
     await ann.confirmed("create", 1, {"title": "a", "body": "text"})
     assert (await ann.rejected("update", 1, {"body": "b"})).code == "text_column"
     workshop.run("UPDATE notes SET title = 'theirs'")
-    assert (await ann.rejected("update", 1, {"title": "mine"}, base_version=1)).code == "not_supported"
+    assert (await ann.confirmed("update", 1, {"title": "mine"}, base_version=1)).outcome == "conflict"
     assert (await ann.confirmed("update", 1, {"title": "seen"}, base_version=2)).outcome == "applied"

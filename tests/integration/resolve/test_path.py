@@ -65,6 +65,14 @@ async def test_a_change_reaches_the_others_and_is_complete(world: World, table: 
     assert (refused["type"], refused["code"]) == ("change.rejected", "constraint_violated")
 
 
+async def test_complete_does_not_wait_for_the_next_look_at_the_watermark(world: World, table: str) -> None:
+    ann = await world.watch("acme", "ann")
+    async with asyncio.timeout(8):  # twenty looks at the regular pace take twice as long
+        for number in range(1, 21):
+            await ann.send(change(number, "create", table, number))
+            await ann.until(lambda number=number: ann.control("sync.complete", id=number))
+
+
 async def test_a_repeat_on_another_connection_is_not_applied(world: World, table: str) -> None:
     ann = await world.watch("acme", "ann")
     await ann.send(change(1, "create", table, 1, a="x"))

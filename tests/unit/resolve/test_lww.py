@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import NamedTuple
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloudsync.clock import HybridClock, Timestamp
@@ -13,6 +14,7 @@ from cloudsync.resolve.lww import NEVER, ROW, Decision, History, Stamp, Write, b
 
 FIELDS = ("a", "b", "c")
 CLIENTS = ("c_ann", "c_bob", "c_cyd")
+many = settings(max_examples=int(os.environ.get("CLOUDSYNC_CONVERGENCE_RUNS", "100")), deadline=None)
 
 
 class Edit(NamedTuple):
@@ -105,6 +107,7 @@ def interleaved(queues: list[list[Edit]], order: list[int]) -> list[Edit]:
     return merged + list(itertools.chain.from_iterable(waiting))
 
 
+@many
 @given(concurrent(), st.lists(st.integers(0, 2), max_size=9), st.lists(st.integers(0, 2), max_size=9))
 def test_concurrent_writes_have_one_result_in_every_order(
     queues: list[list[Edit]], one: list[int], other: list[int]
@@ -118,6 +121,7 @@ def test_concurrent_writes_have_one_result_in_every_order(
     assert tables[0].row == tables[1].row
 
 
+@many
 @given(concurrent(), st.lists(st.integers(0, 2), max_size=9))
 def test_the_result_is_what_the_times_say(queues: list[list[Edit]], order: list[int]) -> None:
     table = Table()
@@ -153,6 +157,7 @@ class Replica:
             self.clock.observe(stamp.at.ms, stamp.at.counter)
 
 
+@many
 @given(
     st.lists(st.integers(-3, 3), min_size=3, max_size=3),
     st.lists(

@@ -1,0 +1,205 @@
+"""Presence on the real platform: across gateways, within a topic and a tenant, gone with its client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from cloudsync import client as cloudsync_client
+from cloudsync.dev.options import PlatformOptions
+from cloudsync.dev.platform import Platform
+from integration.path.world import Watcher, World, table_name
+from waiting import eventually_async
+
+
+@pytest.fixture(scope="module")
+def two_gateways() -> Iterator[Platform]:
+    with Platform(PlatformOptions.private(gateways=2)) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(two_gateways: Platform) -> AsyncIterator[World]:
+    made = World(two_gateways)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+def table(world: World) -> str:
+    name = table_name("desk")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme', a text)")
+    world.run(f"SELECT cloudsync.track('{name}')")
+    return name
+
+
+class Room:
+    """Who is here, as a raw client puts it together from its frames."""
+
+    def __init__(self, watcher: Watcher, sub: str) -> None:
+        self.watcher, self.sub = watcher, sub
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """User → state."""
+        members: dict[str, Any] = {}
+        for frame in self.watcher.controls:
+            if frame["type"] != "presence" or frame["sub"] != self.sub:
+                continue
+            if frame.get("whole"):
+                members.clear()
+            for gone in frame["left"]:
+                members.pop(gone, None)
+            members.update({member["id"]: member for member in frame["members"]})
+        return {member["user"]: member["state"] for member in members.values()}
+
+    async def say(self, state: Any) -> None:
+        await self.watcher.send({"type": "presence", "sub": self.sub, "state": state})
+
+    async def until(self, states: dict[str, Any], timeout_s: float = 15) -> None:
+        await self.watcher.until(lambda: self.states == states, timeout_s)
+
+
+async def enter(
+    world: World, user: str, table: str, *, gateway: int = 0, tenant: str = "acme", **options: Any
+) -> Room:
+    watcher = await world.watch(tenant, user, gateway=gateway)
+    await watcher.subscribe("s", table, **options)
+    return Room(watcher, "s")
+
+
+async def test_members_of_a_topic_know_of_each_other_and_nobody_else_does(world: World, table: str) -> None:
+    ann = await enter(world, "ann", table)
+    bob = await enter(world, "bob", table, gateway=1)
+    eve = await enter(world, "eve", table, tenant="other")
+    cyd = await enter(world, "cyd", table, where={"id": 5})
+    dan = await enter(world, "dan", table, gateway=1)
+    for room, state in ((ann, {"cursor": 1}), (eve, {"cursor": 2}), (cyd, {"cursor": 3}), (bob, None)):
+        await room.say(state)
+    await bob.until({"ann": {"cursor": 1}})
+    await ann.until({"ann": {"cursor": 1}})
+    await bob.say({"cursor": 7, "text": "Ünicode 🎉"})
+    await ann.until({"ann": {"cursor": 1}, "bob": {"cursor": 7, "text": "Ünicode 🎉"}})
+    await ann.say({"cursor": 2})
+    await bob.until({"ann": {"cursor": 2}, "bob": {"cursor": 7, "text": "Ünicode 🎉"}})
+    await ann.say(None)
+    await bob.until({"bob": {"cursor": 7, "text": "Ünicode 🎉"}})
+    await bob.watcher.close()
+    await ann.until({})
+    assert (eve.states, cyd.states) == ({"eve": {"cursor": 2}}, {"cyd": {"cursor": 3}})
+    assert not [f for f in dan.watcher.controls if f["type"] == "presence"], "it has not asked"
+
+
+async def test_what_is_refused_and_the_connection_survives(world: World, table: str) -> None:
+    ann = await enter(world, "ann", table)
+    watcher = ann.watcher
+    await watcher.send({"type": "presence", "sub": "none", "state": 1})
+    await watcher.error(code="unknown_subscription", ref="presence:none")
+    await ann.say("x" * 1100)
+    await watcher.error(code="too_large", ref="presence:s")
+    await watcher.send('{"type":"presence","sub":"s","state":')
+    await watcher.error(code="bad_frame")
+    for number in range(30):
+        await ann.say({"number": number})
+    await watcher.error(code="limit_reached", ref="presence:s")
+    await watcher.until(lambda: ann.states)
+    assert ann.states["ann"]["number"] < 29
+    await asyncio.to_thread(world.run, f"INSERT INTO {table} (id) VALUES (1)")
+    await watcher.until(lambda: watcher.subscriptions["s"].rows)
+    assert watcher.closed is None
+
+
+async def test_redis_sees_no_state_and_keeps_nothing(world: World, table: str) -> None:
+    with redis.Redis.from_url(world.platform.redis_url) as server, server.pubsub() as spy:
+        spy.psubscribe("cs:*presence*")
+        ann = await enter(world, "ann-with-a-long-name", table)
+        await ann.say({"selection": "very-secret-words"})
+        bob = await enter(world, "bob", table, gateway=1)
+        await bob.say(None)
+        await bob.until({"ann-with-a-long-name": {"selection": "very-secret-words"}})
+        published = []
+        while (message := spy.get_message(timeout=0.2)) is not None:
+            if message["type"] == "pmessage":
+                published.append(message["data"] + message["channel"])
+        assert published
+        for secret in (b"very-secret", b"ann-with", table.encode()):
+            assert not [data for data in published if secret in data]
+        assert not list(server.scan_iter("*presence*"))
+
+
+async def test_where_rows_have_readers_it_is_for_who_sees_the_row(world: World) -> None:
+    name = table_name("own")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', owner text)")
+    world.run(f"SELECT cloudsync.track('{name}', owner_column => 'owner')")
+    world.run(f"INSERT INTO {name} (id, owner) VALUES (1, 'ann')")
+    ann = await enter(world, "ann", name, where={"id": 1})
+    bob = await enter(world, "bob", name, where={"id": 1}, gateway=1)
+    await bob.say({"cursor": 2})
+    refused = await bob.watcher.error(code="forbidden", ref="presence:s")
+    nothing = await enter(world, "bob", name, where={"id": 99})
+    await nothing.say({"cursor": 2})
+    assert (await nothing.watcher.error(code="forbidden"))["message"] == refused["message"]
+    everything = await enter(world, "ann", name)
+    await everything.say({"cursor": 2})
+    await everything.watcher.error(code="forbidden")
+
+    await ann.say({"cursor": 1})
+    await ann.until({"ann": {"cursor": 1}})
+    world.run(f"UPDATE {name} SET owner = 'bob'")
+    await ann.watcher.error(code="forbidden", ref="presence:s")
+    await bob.watcher.until(lambda: bob.watcher.subscriptions["s"].rows)
+    await bob.say({"cursor": 2})
+    await bob.until({"bob": {"cursor": 2}})
+    await ann.until({"ann": {"cursor": 1}})  # as it was: Ann hears of nobody any more
+
+
+async def test_the_client_takes_part_and_comes_back(world: World, two_gateways: Platform, table: str) -> None:
+    async with (
+        cloudsync_client.connect(two_gateways.api_url, token=two_gateways.token("acme", "ann")) as ann,
+        cloudsync_client.connect(two_gateways.api_url, token=two_gateways.token("acme", "bob")) as bob,
+    ):
+        hers, his = await ann.subscribe(table), await bob.subscribe(table)
+        heard: list[list[str]] = []
+        his.presence.on_change(lambda members: heard.append([member.user for member in members]))
+        hers.presence.set({"cursor": 1})
+        await eventually_async(lambda: [m.state for m in his.presence.members] == [{"cursor": 1}])
+        assert not his.presence.members[0].me
+        for cursor in range(2, 60):  # far more often than the server takes; the last one arrives
+            hers.presence.set({"cursor": cursor})
+            await asyncio.sleep(0)
+        await eventually_async(lambda: [m.state for m in his.presence.members] == [{"cursor": 59}])
+        assert [m.me for m in hers.presence.members] == [True]
+        ann.suspend()
+        await eventually_async(lambda: not his.presence.members)
+        await eventually_async(lambda: not hers.presence.members)
+        ann.resume()
+        await eventually_async(lambda: [m.state for m in his.presence.members] == [{"cursor": 59}])
+        assert heard[0] == ["ann"]
+        assert [] in heard
+        await hers.close()
+        await eventually_async(lambda: his.presence.count == 0)
+        for state in ("x" * 2000, None, object()):
+            with pytest.raises(cloudsync_client.ServerRefused.__mro__[1]):
+                his.presence.set(state)
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_dies_takes_its_members_along(two_gateways: Platform) -> None:
+    world = World(two_gateways)
+    name = table_name("dying")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme')")
+    world.run(f"SELECT cloudsync.track('{name}')")
+    ann = await enter(world, "ann", name)
+    bob = await enter(world, "bob", name, gateway=1)
+    await ann.say(1)
+    await bob.say(2)
+    await ann.until({"ann": 1, "bob": 2})
+    os.kill(two_gateways.processes["gateway-2"].pid or 0, signal.SIGKILL)
+    await ann.until({"ann": 1}, 30)
+    await world.close()
