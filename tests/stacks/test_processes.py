@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +15,10 @@ from kombu import Connection
 from assembly import Assembly
 from cloudsync.cli import app
 from cloudsync.settings import Settings, load
+from cloudsync.sharding import cell_of
+from stacks import environments
+from stacks.app import build_app
+from stacks.settings import EnvironmentSettings
 
 _LIBPQ = {"PGPASSWORD"}
 
@@ -34,7 +39,15 @@ _NEEDS = {
     "beat": {"CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_REDIS_BROKER_URL", "CLOUDSYNC_REDIS_BROKER_PASSWORD"},
     "publisher": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_ENVIRONMENT"},
     "api": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_JWKS_URL", "CLOUDSYNC_CELLS", "CLOUDSYNC_CELL_BUCKETS"},
-    "gateway": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_JWKS_URL", "CLOUDSYNC_CELL", "CLOUDSYNC_CELLS"},
+    "gateway": {
+        "CLOUDSYNC_POSTGRES_URL",
+        "CLOUDSYNC_JWKS_URL",
+        "CLOUDSYNC_CELL",
+        "CLOUDSYNC_CELLS",
+        "CLOUDSYNC_CELL_BUCKETS",
+        "CLOUDSYNC_DRAIN_S",
+        "CLOUDSYNC_LIFECYCLE_HOOK",
+    },
 }
 
 
@@ -99,6 +112,8 @@ def test_every_process_is_told_what_its_settings_know(
         if process.name not in ("beat", "publisher"):
             settings.require_keyring()
             assert settings.keyring_kms_key, process.name
+        if process.name == "gateway":
+            assert cell_of("anybody", settings.cells, settings.bucket_map) == settings.cell
         if process.name == "api":
             assert settings.bucket_map
             assert settings.gateway_url_template.startswith("wss://")
@@ -131,3 +146,17 @@ def test_each_process_reaches_only_what_it_needs(prod: Assembly) -> None:
     assert "PGPASSWORD" not in secrets["beat"] | secrets["routing"]
     assert [name for name, found in secrets.items() if "CLOUDSYNC_RELAY_PASSWORD" in found] == ["migrate"]
     assert "CLOUDSYNC_REDIS_BROKER_PASSWORD" not in secrets["gateway"] | secrets["relay"]
+
+
+def test_another_cell_replaces_no_gateway_of_those_that_there_are(prod: Assembly, tmp_path: Path) -> None:
+    settings = environments.load("prod").model_dump()
+    settings["cells"] = (1, 2, 3, 4, 5)
+    *others, last = settings["buckets"]
+    settings["buckets"] = (*others, {**last, "last": 900}, {"first": 901, "last": 1023, "cell": 5})
+    build_app(EnvironmentSettings.model_validate(settings), outdir=str(tmp_path)).synth()
+    grown = Assembly(tmp_path)
+    for cell in (1, 2, 3, 4):
+        assert grown.templates[f"Cell-{cell}"] == prod.templates[f"Cell-{cell}"]
+    assert "CLOUDSYNC_CELL=5" in str(grown.templates["Cell-5"])
+    (api,) = (each for each in _told(grown) if each.name == "api")
+    assert api.variables["CLOUDSYNC_CELL_BUCKETS"].endswith("767:3 900:4 1023:5")
