@@ -32,6 +32,9 @@ app.add_typer(audit, name="audit", rich_help_panel="Audit")
 keyring = typer.Typer(help="The keys that seal what rests in Redis, where KMS wraps them.")
 app.add_typer(keyring, name="keyring", rich_help_panel="Processes of a deployment")
 
+tenant = typer.Typer(help="Tenants: plans, partitions of their own, and who is let in.")
+app.add_typer(tenant, name="tenant", rich_help_panel="Tables")
+
 _PROCESSES = "Processes of a deployment"
 _DEVELOPMENT = "Development"
 _TABLES = "Tables"
@@ -402,6 +405,89 @@ def tail(
     )
 
 
+# Tenants
+
+TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Its id, as tokens have it.")]
+PlanOption = Annotated[
+    str,
+    typer.Option(
+        "--plan",
+        metavar="shared|partitioned",
+        help="`partitioned`: partitions of its own of every table that is partitioned by its tenant column.",
+    ),
+]
+
+
+@tenant.command("create")
+def tenant_create(
+    tenant_id: TenantId,
+    name: Annotated[str | None, typer.Option(help="For people; else the id.")] = None,
+    plan: PlanOption = "shared",
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Record a tenant. One that is only `shared` needs no record: its tokens name it."""
+    from cloudsync.tenants import command
+    from cloudsync.tenants.records import PLANS
+
+    with _database(postgres_url, data, autocommit=True) as connection:
+        for line in command.create(connection, tenant_id, name=name, plan=_choice("--plan", plan, PLANS)):
+            typer.echo(line)
+
+
+@tenant.command("move")
+def tenant_move(
+    tenant_id: TenantId, plan: PlanOption, postgres_url: PostgresUrl = None, data: Folder = _FOLDER
+) -> None:
+    """Put a tenant's rows where another plan has them; repeat it for tables that were tracked since."""
+    from cloudsync.tenants import command
+    from cloudsync.tenants.records import PLANS
+
+    with _database(postgres_url, data, autocommit=True) as connection:
+        for line in command.move(connection, tenant_id, plan=_choice("--plan", plan, PLANS)):
+            typer.echo(line)
+
+
+@tenant.command("list")
+def tenant_list(postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Show the tenants that were recorded."""
+    from rich.console import Console
+
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        command.show_all(connection, Console())
+
+
+@tenant.command("show")
+def tenant_show(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Show a tenant and where its rows are."""
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        for line in command.show(connection, tenant_id):
+            typer.echo(line)
+
+
+@tenant.command("disable")
+def tenant_disable(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Close a tenant's connections, and let nobody of it in until it is enabled again."""
+    from cloudsync.settings import load
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        typer.echo(command.disable(connection, tenant_id, within_s=load().tenant_refresh_s + 1))
+
+
+@tenant.command("enable")
+def tenant_enable(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Let a tenant's users in again."""
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        typer.echo(command.enable(connection, tenant_id))
+
+
 # What is measured and shown
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -525,12 +611,12 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _database(url: str | None, folder: Path) -> Any:
+def _database(url: str | None, folder: Path, *, autocommit: bool = False) -> Any:
     import psycopg
 
     from cloudsync.dev import connections
 
-    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10)
+    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10, autocommit=autocommit)
 
 
 _UNREACHABLE = ("08", "28", "3D", "57P")  # classes: connection, authorization, no such database, shutdown

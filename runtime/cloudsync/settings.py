@@ -183,6 +183,10 @@ class Settings(BaseSettings):
         description="How often a gateway compares one of its subscriptions with the database.",
     )
 
+    tenant_refresh_s: float = Field(
+        default=2.0, gt=0, description="How often gateways and the API read which tenants are disabled."
+    )
+
     # Audit
     audit_enabled: bool = Field(default=True, description="Write the audit log; the same for every process.")
     audit_stream_budget_bytes: int = Field(

@@ -16,7 +16,7 @@ import httpx
 from cloudsync import logs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from cloudsync.settings import Settings
 
@@ -95,7 +95,7 @@ class Termination:
         return True
 
     @asynccontextmanager
-    async def _metadata(self) -> AsyncIterator[Any]:
+    async def _metadata(self) -> AsyncIterator[Callable[[str], Awaitable[str]]]:
         # Without the environment's proxies: the service is on the host itself.
         async with httpx.AsyncClient(base_url=self._metadata_url, timeout=2, trust_env=False) as client:
             lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)}
