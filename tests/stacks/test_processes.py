@@ -16,39 +16,12 @@ from assembly import Assembly
 from cloudsync.cli import app
 from cloudsync.settings import Settings, load
 from cloudsync.sharding import cell_of
+from process_needs import NEEDS
 from stacks import environments
 from stacks.app import build_app
 from stacks.settings import EnvironmentSettings
 
 _LIBPQ = {"PGPASSWORD"}
-
-_NEEDS = {
-    "migrate": {
-        "CLOUDSYNC_POSTGRES_URL",
-        "PGPASSWORD",
-        "CLOUDSYNC_RELAY_PASSWORD",
-        "CLOUDSYNC_SERVICE_PASSWORD",
-    },
-    "relay": {"CLOUDSYNC_POSTGRES_URL", "PGPASSWORD", "CLOUDSYNC_REDIS_EVENTS_URL"},
-    "routing": {
-        "CLOUDSYNC_REDIS_EVENTS_URL",
-        "CLOUDSYNC_REDIS_BROKER_URL",
-        "CLOUDSYNC_REDIS_BROKER_PASSWORD",
-    },
-    "general": {"CLOUDSYNC_POSTGRES_URL", "PGPASSWORD", "CLOUDSYNC_REDIS_BROKER_PASSWORD"},
-    "beat": {"CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_REDIS_BROKER_URL", "CLOUDSYNC_REDIS_BROKER_PASSWORD"},
-    "publisher": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_ENVIRONMENT"},
-    "api": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_JWKS_URL", "CLOUDSYNC_CELLS", "CLOUDSYNC_CELL_BUCKETS"},
-    "gateway": {
-        "CLOUDSYNC_POSTGRES_URL",
-        "CLOUDSYNC_JWKS_URL",
-        "CLOUDSYNC_CELL",
-        "CLOUDSYNC_CELLS",
-        "CLOUDSYNC_CELL_BUCKETS",
-        "CLOUDSYNC_DRAIN_S",
-        "CLOUDSYNC_LIFECYCLE_HOOK",
-    },
-}
 
 
 class Told(NamedTuple):
@@ -98,11 +71,11 @@ def test_every_process_is_told_what_its_settings_know(
 ) -> None:
     known = {f"CLOUDSYNC_{field.upper()}" for field in Settings.model_fields}
     told = list(_told(synthesized(name)))
-    assert {each.name for each in told} == set(_NEEDS)
+    assert {each.name for each in told} == set(NEEDS)
     for process in told:
         given = set(process.variables) | process.secrets
         assert given <= known | _LIBPQ, process.name
-        assert given >= _NEEDS[process.name], process.name
+        assert given >= NEEDS[process.name], process.name
         assert not set(process.variables) & process.secrets
         with monkeypatch.context() as environment:
             for variable, value in {**process.variables, **dict.fromkeys(process.secrets, "secret")}.items():
