@@ -144,7 +144,12 @@ def variables(
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The environment of a process, without its secrets."""
-    found = {"CLOUDSYNC_MODE": "deployment", "CLOUDSYNC_LOG_FORMAT": "json", **backends.variables(process)}
+    found = {
+        "CLOUDSYNC_MODE": "deployment",
+        "CLOUDSYNC_LOG_FORMAT": "json",
+        "CLOUDSYNC_ENVIRONMENT": settings.name,
+        **backends.variables(process),
+    }
     if process.tokens:
         found |= {
             "CLOUDSYNC_JWKS_URL": settings.tokens.jwks_url,
@@ -160,8 +165,8 @@ def variables(
             "CLOUDSYNC_CELLS": str(max(settings.cells)),
             "CLOUDSYNC_CELL_BUCKETS": _buckets(settings),
         }
-    if process is PUBLISHER:
-        found["CLOUDSYNC_ENVIRONMENT"] = settings.name
+    if process in (RELAY_PROCESS, ROUTING, GENERAL, API, GATEWAY):
+        found["CLOUDSYNC_EMBEDDED_METRICS"] = "true"
     if process is GATEWAY:
         found |= {
             "CLOUDSYNC_GATEWAY_HOST": "0.0.0.0",  # noqa: S104 - as above

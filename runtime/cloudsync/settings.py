@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     statsd_host: str = Field(default="", description="A DogStatsD agent; empty: no metrics are sent.")
     statsd_port: Port = 8125
     environment: str = Field(default="", description="Its name, as CloudWatch's metrics carry it.")
+    embedded_metrics: bool = Field(
+        default=False, description="Write what alarms look at into the log, for CloudWatch to take out."
+    )
     publish_interval_s: float = Field(default=30.0, gt=0, description="How often CloudWatch is written to.")
     canary_interval_s: float = Field(default=5.0, gt=0, description="How often readiness sends its canary.")
 

@@ -10,16 +10,14 @@ from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stacks.constructs import datadog
 from stacks.constructs.findings import accept, accept_managed_policy, logical_id_of
-from stacks.constructs.logs import log_retention
+from stacks.constructs.logs import log_group
 from stacks.constructs.secrets import may_decrypt
 from stacks.processes import DRAIN_HOOK, GATEWAY, GATEWAY_PORT, Backends, of_cell, variables
 from stacks.settings import EnvironmentSettings
-from stacks.stack import removal_policy
 
 _FILES: Final = Path(__file__).resolve().parents[1] / "host"
 _DISK_GIB: Final = 20
@@ -59,9 +57,7 @@ class GatewayHost(Construct):
             ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS, packages, and the token keys"
         )
         backends.connect(GATEWAY, self.security_group)
-        self._log = logs.LogGroup(
-            self, "Log", retention=log_retention(settings), removal_policy=removal_policy(settings)
-        )
+        self._log = log_group(self, "Log", settings=settings)
         self._secrets = backends.secrets(GATEWAY)
         self.role = self._role()
         self._user_data = ec2.UserData.for_linux()
