@@ -25,7 +25,7 @@ def accept_managed_policy(construct: IConstruct, policy: str) -> None:
 
 def accept_of_checkov(construct: IConstruct, findings: dict[str, str]) -> None:
     """The same for checkov, which reads it in the template, beside the one resource that it is about."""
-    resource = construct.node.default_child
+    resource = construct if isinstance(construct, CfnResource) else construct.node.default_child
     assert isinstance(resource, CfnResource)  # noqa: S101 - every L2 that findings name has one
     known = (resource.get_metadata("checkov") or {"skip": []})["skip"]
     added = [{"id": rule, "comment": reason} for rule, reason in findings.items()]
