@@ -129,7 +129,13 @@ def test_another_cell_replaces_no_gateway_of_those_that_there_are(prod: Assembly
     build_app(EnvironmentSettings.model_validate(settings), outdir=str(tmp_path)).synth()
     grown = Assembly(tmp_path)
     for cell in (1, 2, 3, 4):
-        assert grown.templates[f"Cell-{cell}"] == prod.templates[f"Cell-{cell}"]
+        before, after = (_without_digests(each.templates[f"Cell-{cell}"]) for each in (prod, grown))
+        assert after == before
     assert "CLOUDSYNC_CELL=5" in str(grown.templates["Cell-5"])
     (api,) = (each for each in _told(grown) if each.name == "api")
     assert api.variables["CLOUDSYNC_CELL_BUCKETS"].endswith("767:3 900:4 1023:5")
+
+
+def _without_digests(template: dict[str, Any]) -> str:
+    """Of the image: a file of the checkout may have been written meanwhile."""
+    return re.sub(r"[0-9a-f]{64}", "<digest>", json.dumps(template))
