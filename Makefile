@@ -104,7 +104,7 @@ $(CHECKOV)/.made: requirements/checkov.lock $(VENV)/.made
 	@touch $@
 
 checkov: $(VENV)/.dev $(CHECKOV)/.made
-	$(BIN)/python -m pytest -q tests/stacks/test_checkov.py
+	CLOUDSYNC_CHECKOV=$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -q tests/stacks/test_checkov.py
 
 # Upkeep
 

@@ -12,10 +12,10 @@ import pytest
 
 from assembly import Assembly
 
-_PROGRAM = Path(__file__).parents[2] / ".venv-checkov" / "bin" / "checkov"
+_PROGRAM = os.environ.get("CLOUDSYNC_CHECKOV", "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not _PROGRAM.exists(), reason="checkov is not installed; `make checkov` does"),
+    pytest.mark.skipif(not _PROGRAM, reason="its pins conflict with ours: `make checkov` runs this"),
 ]
 
 

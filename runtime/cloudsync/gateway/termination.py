@@ -61,7 +61,7 @@ class Termination:
         try:
             async with self._metadata() as read:
                 state = await read(_STATE)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             if self._reachable:
                 _log.warning("no instance metadata", reason=type(error).__name__, detail=str(error)[:200])
             self._reachable = False
