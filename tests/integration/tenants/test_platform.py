@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from cloudsync.client.raw import open_socket
 from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import Close
-from integration.gateway.test_conversation import refused
 from integration.path.world import World, table_name
 from waiting import eventually
 
@@ -61,9 +61,12 @@ async def test_a_disabled_tenant_is_sent_away_at_once_and_kept_away(world: World
     assert other.closed is None
 
     hello = json.dumps({"type": "hello", "client_id": watcher.client_id, "cursor": cursor})
-    error, code = await refused(world, world.token("closed", "ann"), hello)
-    assert error is not None
-    assert (error["code"], code) == ("tenant_disabled", Close.TENANT_DISABLED)
+    socket = await open_socket(world.platform.gateway_urls[0], token=world.token("closed", "ann"))
+    await socket.send(hello)
+    first = json.loads(await asyncio.wait_for(socket.recv(), 15))
+    assert (first["type"], first["code"]) == ("error", "tenant_disabled"), "not welcomed for a second, either"
+    await socket.wait_closed()
+    assert socket.close_code == Close.TENANT_DISABLED
     await asyncio.to_thread(eventually, lambda: _answered(world) == (403, "tenant_disabled"), 10)
 
     tenant(world, "enable", "closed")
