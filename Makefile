@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CHECKOV := .venv-checkov
 
 # Tools of this tree read the project where it is; nothing of the caller's Python leaks in.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
@@ -13,7 +14,7 @@ ARGS ?=
 MINUTES ?= 10
 WORKERS ?= 2
 
-.PHONY: help setup up demo test lint format bench soak synth docs lock clean
+.PHONY: help setup up demo test lint format bench soak synth checkov docs lock clean
 
 help:
 	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
@@ -23,6 +24,7 @@ help:
 	@echo "make lint    ruff, mypy, import boundaries"
 	@echo "make bench   every benchmark        (BENCH='latency writers')"
 	@echo "make synth   the AWS templates of an environment (ENV=prod), checked; needs Node, no account"
+	@echo "make checkov what checkov says of those templates; each finding has its reason"
 	@echo "make soak    clients watch while processes are killed (MINUTES=10)"
 	@echo "make format  let ruff format and mend"
 	@echo "make docs    write the reference pages (runbooks/reference) from their registries"
@@ -95,6 +97,15 @@ synth: $(VENV)/.dev
 	@JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python app.py $(ENV)
 	@echo "Templates are in cdk.out; deploy them with: npx aws-cdk@2.1148.1 deploy -c env=$(ENV) 'CloudSync-$(ENV)/*'"
 
+# checkov's pins conflict with ours: it has an environment of its own.
+$(CHECKOV)/.made: requirements/checkov.lock $(VENV)/.made
+	"$(PYTHON)" -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet --requirement requirements/checkov.lock
+	@touch $@
+
+checkov: $(VENV)/.dev $(CHECKOV)/.made
+	CLOUDSYNC_CHECKOV=$(CHECKOV)/bin/checkov $(BIN)/python -m pytest -q tests/stacks/test_checkov.py
+
 # Upkeep
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header
@@ -104,9 +115,10 @@ lock: $(VENV)/.dev
 	$(COMPILE) pyproject.toml --output-file requirements/runtime.lock
 	$(COMPILE) --extra dev pyproject.toml --output-file requirements/dev.lock
 	$(COMPILE) --extra deploy --constraint requirements/dev.lock pyproject.toml --output-file requirements/deploy.lock
+	$(COMPILE) requirements/checkov.in --output-file requirements/checkov.lock
 	$(COMPILE) --extra aws --constraint requirements/deploy.lock pyproject.toml --output-file requirements/aws.lock
 
 clean:
-	rm -rf $(VENV) build dist bench-results cdk.out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CHECKOV) build dist bench-results cdk.out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 	rm -rf runtime/*.egg-info

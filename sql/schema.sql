@@ -301,8 +301,9 @@ CREATE TABLE cloudsync.tenants (
     name text NOT NULL,
     plan text NOT NULL DEFAULT 'shared' CHECK (plan IN ('shared', 'partitioned', 'dedicated')),
     database text,
-    status text NOT NULL DEFAULT 'active',
-    created_at timestamptz NOT NULL DEFAULT now()
+    status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'disabled')),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CHECK ((plan = 'dedicated') = (database IS NOT NULL))
 );
 
 -- No values of rows: what changed, when, by whom, and to how many it was told. Rows of one writer and day are a chain.

@@ -99,7 +99,8 @@ class CellStack(EnvironmentStack):
                 healthy_threshold_count=2,
                 unhealthy_threshold_count=2,
             ),
-            deregistration_delay=Duration.seconds(min(self.settings.gateways.drain_s, 3600)),
+            # Longer than draining takes, or the last clients are cut off instead of sent elsewhere.
+            deregistration_delay=Duration.seconds(min(self.settings.gateways.drain_s + 30, 3600)),
         )
         self.group.attach_to_application_target_group(targets)
         host.security_group.connections.allow_from(

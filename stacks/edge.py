@@ -13,7 +13,7 @@ from aws_cdk import aws_route53_targets as targets
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
-from stacks.constructs.findings import accept
+from stacks.constructs.findings import accept, accept_of_checkov
 from stacks.constructs.firewall import Firewall
 from stacks.network import NetworkStack
 from stacks.settings import EnvironmentSettings
@@ -38,6 +38,7 @@ class EdgeStack(EnvironmentStack):
         )
         for port, what in ((443, "clients"), (80, "clients that will be sent to 443")):
             self.security_group.add_ingress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(port), what)
+        accept_of_checkov(self.security_group, {"CKV_AWS_260": "port 80 only sends clients to 443"})
         self.balancer = elbv2.ApplicationLoadBalancer(
             self,
             "Balancer",
@@ -90,7 +91,9 @@ class EdgeStack(EnvironmentStack):
     def _keep_access_logs(self) -> None:
         days = self.settings.edge.access_logs_days
         if not days:
-            accept(self.balancer, {"ELB2": "this environment keeps no access logs, by its settings"})
+            reason = "this environment keeps no access logs, by its settings"
+            accept(self.balancer, {"ELB2": reason})
+            accept_of_checkov(self.balancer, {"CKV_AWS_91": reason})
             return
         bucket = s3.Bucket(
             self,
@@ -109,3 +112,22 @@ class EdgeStack(EnvironmentStack):
         )
         self.balancer.log_access_logs(bucket)
         accept(bucket, {"S1": "it is the log; a log of who reads the log has no end"})
+        accept_of_checkov(
+            bucket,
+            {
+                "CKV_AWS_18": "it is the log; a log of who reads the log has no end",
+                "CKV_AWS_21": "each object is written once, under a name of its own",
+            },
+        )
+        if not self.settings.protected:
+            accept_of_checkov(
+                self.node.find_child("Custom::S3AutoDeleteObjectsCustomResourceProvider").node.find_child(
+                    "Handler"
+                ),
+                {
+                    "CKV_AWS_115": "called once, when the stack is removed",
+                    "CKV_AWS_116": "CloudFormation awaits the answer and fails without one",
+                    "CKV_AWS_117": "it asks AWS alone",
+                    "CKV_AWS_173": "it has no variables",
+                },
+            )

@@ -12,18 +12,17 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stacks.constructs.fargate import FargateTask
-from stacks.constructs.findings import accept, accept_managed_policy, logical_id_of
+from stacks.constructs.findings import accept, accept_managed_policy, accept_of_checkov, logical_id_of
 from stacks.constructs.image import runtime_image
-from stacks.constructs.logs import log_retention
+from stacks.constructs.logs import log_group
 from stacks.constructs.migration import RESOURCE, Migration
 from stacks.network import NetworkStack
 from stacks.processes import MIGRATE, Backends
 from stacks.settings import EnvironmentSettings
-from stacks.stack import EnvironmentStack, removal_policy
+from stacks.stack import EnvironmentStack
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _FRAMEWORK: Final = ("onEvent", "isComplete", "onTimeout")  # CDK's own functions of a provider
@@ -112,7 +111,7 @@ class MigrationStack(EnvironmentStack):
                 role=role,
                 timeout=Duration.minutes(1),
                 environment={"CLUSTER": self.cluster.cluster_name, "SUBNETS": Fn.join(",", subnets)},
-                log_group=self._log(f"{name}Log"),
+                log_group=log_group(self, f"{name}Log", settings=self.settings),
             )
             for name, entry in (("OnEvent", "on_event"), ("IsComplete", "is_complete"))
         ]
@@ -123,7 +122,7 @@ class MigrationStack(EnvironmentStack):
             is_complete_handler=handlers[1],
             query_interval=Duration.seconds(10),
             total_timeout=_PATIENCE,
-            log_group=self._log("ProviderLog"),
+            log_group=log_group(self, "ProviderLog", settings=self.settings),
             disable_waiter_state_machine_logging=True,
         )
         self._accept_what_the_provider_does(provider, role, handlers)
@@ -144,6 +143,16 @@ class MigrationStack(EnvironmentStack):
         )
         accept_managed_policy(provider, "service-role/AWSLambdaBasicExecutionRole")
         functions = [*handlers, *(provider.node.find_child(f"framework-{name}") for name in _FRAMEWORK)]
+        for function in functions:
+            accept_of_checkov(
+                function,
+                {
+                    "CKV_AWS_115": "a deploy calls it a few times",
+                    "CKV_AWS_116": "CloudFormation awaits the answer and fails the deploy without one",
+                    "CKV_AWS_117": "it asks AWS alone, never the database",
+                    "CKV_AWS_173": "names of a cluster and of functions are no secrets",
+                },
+            )
         accept(
             provider,
             {
@@ -154,14 +163,6 @@ class MigrationStack(EnvironmentStack):
                     for each in functions
                 },
             },
-        )
-
-    def _log(self, construct_id: str) -> logs.LogGroup:
-        return logs.LogGroup(
-            self,
-            construct_id,
-            retention=log_retention(self.settings),
-            removal_policy=removal_policy(self.settings),
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from aws_cdk import aws_ec2 as ec2
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stacks.constructs.findings import accept
+from stacks.constructs.logs import log_group
 from stacks.settings import EnvironmentSettings
-from stacks.stack import EnvironmentStack, removal_policy
+from stacks.stack import EnvironmentStack
 
 _INTERFACE_ENDPOINTS: Final = {
     "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
@@ -56,12 +56,7 @@ class NetworkStack(EnvironmentStack):
         self.vpc.add_flow_log(
             "FlowLog",
             destination=ec2.FlowLogDestination.to_cloud_watch_logs(
-                logs.LogGroup(
-                    self,
-                    "FlowLogs",
-                    retention=logs.RetentionDays.ONE_MONTH,
-                    removal_policy=removal_policy(settings),
-                )
+                log_group(self, "FlowLogs", settings=settings)
             ),
             traffic_type=ec2.FlowLogTrafficType.REJECT,
         )

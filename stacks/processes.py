@@ -19,10 +19,11 @@ from stacks.constructs.database import ADMIN, RELAY, SERVICE, Database
 from stacks.constructs.database import PORT as POSTGRES_PORT
 from stacks.constructs.redis import PORT as REDIS_PORT
 from stacks.constructs.redis import Redis
-from stacks.settings import EnvironmentSettings
+from stacks.settings import BUCKETS, EnvironmentSettings
 
 API_PORT: Final = 8080
 GATEWAY_PORT: Final = 8081
+DRAIN_HOOK: Final = "drain"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,32 +144,52 @@ def variables(
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The environment of a process, without its secrets."""
-    found = {"CLOUDSYNC_MODE": "deployment", "CLOUDSYNC_LOG_FORMAT": "json", **backends.variables(process)}
+    found = {
+        "CLOUDSYNC_MODE": "deployment",
+        "CLOUDSYNC_LOG_FORMAT": "json",
+        "CLOUDSYNC_ENVIRONMENT": settings.name,
+        **backends.variables(process),
+    }
     if process.tokens:
         found |= {
             "CLOUDSYNC_JWKS_URL": settings.tokens.jwks_url,
             "CLOUDSYNC_JWT_ISSUER": settings.tokens.issuer,
             "CLOUDSYNC_JWT_AUDIENCE": settings.tokens.audience,
             "CLOUDSYNC_JWT_TENANT_CLAIM": settings.tokens.tenant_claim,
-            "CLOUDSYNC_CELLS": str(max(settings.cells)),
         }
     if process is API:
         found |= {
             "CLOUDSYNC_API_HOST": "0.0.0.0",  # noqa: S104 - its security group lets in the load balancer alone
             "CLOUDSYNC_API_PORT": str(API_PORT),
             "CLOUDSYNC_GATEWAY_URL_TEMPLATE": f"wss://{settings.edge.domain}/ws/{{cell}}",
+            "CLOUDSYNC_CELLS": str(max(settings.cells)),
             "CLOUDSYNC_CELL_BUCKETS": _buckets(settings),
         }
-    if process is PUBLISHER:
-        found["CLOUDSYNC_ENVIRONMENT"] = settings.name
+    if process in (RELAY_PROCESS, ROUTING, GENERAL, API, GATEWAY):
+        found["CLOUDSYNC_EMBEDDED_METRICS"] = "true"
     if process is GATEWAY:
         found |= {
             "CLOUDSYNC_GATEWAY_HOST": "0.0.0.0",  # noqa: S104 - as above
             "CLOUDSYNC_GATEWAY_PORT": str(GATEWAY_PORT),
             "CLOUDSYNC_HEARTBEAT_S": str(settings.gateways.ping_s),
             "CLOUDSYNC_CONNECTIONS_PER_GATEWAY": str(settings.gateways.connections_at_most),
+            "CLOUDSYNC_DRAIN_S": str(settings.gateways.drain_s),
+            "CLOUDSYNC_LIFECYCLE_HOOK": DRAIN_HOOK,
         }
     return found | dict(extra or {})
+
+
+def of_cell(cell: int) -> dict[str, str]:
+    """What makes a gateway one of a cell. It takes whoever the API sends there.
+
+    Gateways that knew the map would be replaced in every cell with each change of it, and refuse users whom
+    the API still sends to them while a deploy is half through.
+    """
+    return {
+        "CLOUDSYNC_CELL": str(cell),
+        "CLOUDSYNC_CELLS": str(cell),
+        "CLOUDSYNC_CELL_BUCKETS": f"{BUCKETS - 1}:{cell}",
+    }
 
 
 def _buckets(settings: EnvironmentSettings) -> str:

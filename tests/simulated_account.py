@@ -1,5 +1,6 @@
 """An AWS account in memory (moto) that can take every stack, and the types that moto itself cannot make.
 
+Within the process (`simulated_account`) or over HTTP, for programs that are not Python (`served_account`).
 What is stood in for takes any properties and answers any attribute with something of the right form. So it
 shows that references resolve and stacks fit together, not that AWS would take the properties: cfn-lint does.
 """
@@ -11,18 +12,34 @@ import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import boto3
+import httpx
 import moto
 import moto.cloudformation.parsing as parsing
 import pytest
+import yaml
+from moto.acm.models import acm_backends
+from moto.cloudformation.exceptions import ValidationError
+from moto.cloudformation.models import CloudFormationBackend
 from moto.core.common_models import CloudFormationModel
+from moto.ecs.models import TaskDefinition, ecs_backends
+from moto.elbv2.models import FakeLoadBalancer
+from moto.server import ThreadedMotoServer
 
 from assembly import Assembly
 
 ACCOUNT: Final = "111111111111"
 REGION: Final = "eu-central-1"
+
+_ENVIRONMENT: Final = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": REGION,
+    "AWS_REGION": REGION,
+    "MOTO_ACCOUNT_ID": ACCOUNT,
+}
 
 STOOD_IN: Final = {
     "AWS::ApplicationAutoScaling::ScalableTarget": "unknown to moto's CloudFormation",
@@ -71,11 +88,17 @@ def _stand_in(of_type: str) -> type[CloudFormationModel]:
             return "default.postgres18" if of_type == "AWS::RDS::DBParameterGroup" else self._arn
 
         @classmethod
-        def create_from_cloudformation_json(cls, resource_name: str, *_: Any, **__: Any) -> Any:
+        def create_from_cloudformation_json(
+            cls, resource_name: str, cloudformation_json: Any, *_: Any, **__: Any
+        ) -> Any:
+            _answer(of_type, cloudformation_json)
             return cls(resource_name)
 
         @classmethod
-        def update_from_cloudformation_json(cls, original_resource: Any, *_: Any, **__: Any) -> Any:
+        def update_from_cloudformation_json(
+            cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, *_: Any, **__: Any
+        ) -> Any:
+            _answer(of_type, cloudformation_json)
             return original_resource
 
         @classmethod
@@ -83,6 +106,21 @@ def _stand_in(of_type: str) -> type[CloudFormationModel]:
             return
 
     return StandIn
+
+
+class Migrated(NamedTuple):
+    """A custom resource that was answered: its properties, and how many services ran by then."""
+
+    properties: dict[str, Any]
+    services: int
+
+
+migrated: Final[list[Migrated]] = []
+
+
+def _answer(of_type: str, resource: dict[str, Any]) -> None:
+    if of_type == "Custom::CloudSyncMigration":
+        migrated.append(Migrated(resource["Properties"], len(ecs_backends[ACCOUNT][REGION].services)))
 
 
 class SimulatedAccount:
@@ -135,13 +173,81 @@ class SimulatedAccount:
 @contextmanager
 def simulated_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedAccount]:
     """A fresh account with the stand-ins in place."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": REGION,
-        "MOTO_ACCOUNT_ID": ACCOUNT,
-    }.items():
+    for name, value in _ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    _extend(monkeypatch)
+    with moto.mock_aws():
+        yield SimulatedAccount()
+
+
+@contextmanager
+def served_account(monkeypatch: pytest.MonkeyPatch, *, certificate_arn: str) -> Iterator[str]:
+    """The same account behind a URL that is also in AWS_ENDPOINT_URL, with the certificate in it.
+
+    By the name `localhost`: the buckets' own names stand before it.
+    """
+    for name, value in _ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    _extend(monkeypatch)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = f"http://localhost:{server.get_host_and_port()[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    try:
+        httpx.post(f"{url}/moto-api/reset", trust_env=False).raise_for_status()
+        made = boto3.client("acm").request_certificate(DomainName="x.example.com")["CertificateArn"]
+        certificates = acm_backends[ACCOUNT][REGION]._certificates
+        certificates[certificate_arn] = certificates[made]
+        yield url
+    finally:
+        server.stop()
+
+
+def _refusing_cycles(operation: str) -> Any:
+    """CloudFormation sees them before it begins; moto goes round until it runs out of stack."""
+    real = getattr(CloudFormationBackend, operation)
+
+    def called(self: Any, *arguments: Any, template: str, **named: Any) -> Any:
+        resources = yaml.safe_load(template)["Resources"]  # JSON is YAML
+        cycle = _cycle_among(
+            {name: set(_referred(each)) & set(resources) for name, each in resources.items()}
+        )
+        if cycle:
+            raise ValidationError(message=f"Circular dependency between resources: [{', '.join(cycle)}]")
+        return real(self, *arguments, template=template, **named)
+
+    return called
+
+
+def _referred(value: Any) -> Iterator[str]:
+    """Logical ids that a part of a template refers to."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _referred(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key == "Ref":
+                yield each
+            elif key == "Fn::GetAtt":
+                yield each[0] if isinstance(each, list) else each.partition(".")[0]
+            elif key == "DependsOn":
+                yield from [each] if isinstance(each, str) else each
+            else:
+                yield from _referred(each)
+
+
+def _cycle_among(needs: dict[str, set[str]]) -> list[str]:
+    """What is left when whatever needs nothing that is left has been taken away, again and again."""
+    left = dict(needs)
+    while free := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def _extend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for what moto lacks, and mend what it gets wrong."""
+    migrated.clear()
     known = dict(parsing.get_model_map())
     unknown_before = [name for name, why in STOOD_IN.items() if why.startswith("unknown") and name in known]
     assert not unknown_before, f"moto makes these now: {unknown_before}"
@@ -151,5 +257,38 @@ def simulated_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedAcco
     monkeypatch.setattr(
         parsing, "resource_class_from_type", lambda of_type: stand_ins.get(of_type) or real(of_type)
     )
-    with moto.mock_aws():
-        yield SimulatedAccount()
+    resolve = CloudFormationBackend._resolve_update_parameters
+    monkeypatch.setattr(
+        CloudFormationBackend,
+        "_resolve_update_parameters",
+        # A parameter that had its default has no previous value in moto; the default is as good.
+        lambda self, instance, incoming_params: resolve(
+            self,
+            instance,
+            [p for p in incoming_params if "ParameterValue" in p or p["ParameterKey"] in instance.parameters],
+        ),
+    )
+    for operation in ("create_stack", "update_stack", "create_change_set"):
+        monkeypatch.setattr(CloudFormationBackend, operation, _refusing_cycles(operation))
+    monkeypatch.setattr(
+        TaskDefinition,
+        "update_from_cloudformation_json",
+        # A new revision; moto's own way leaves the properties in CloudFormation's spelling.
+        classmethod(
+            lambda cls, original_resource, new_resource_name, cloudformation_json, account_id, region_name: (
+                cls.create_from_cloudformation_json(
+                    new_resource_name, cloudformation_json, account_id, region_name
+                )
+            )
+        ),
+    )
+    attribute = FakeLoadBalancer.get_cfn_attribute
+    monkeypatch.setattr(
+        FakeLoadBalancer,
+        "get_cfn_attribute",
+        lambda self, name: (
+            self.arn.partition(":loadbalancer/")[2]
+            if name == "LoadBalancerFullName"
+            else attribute(self, name)
+        ),
+    )

@@ -32,6 +32,11 @@ app.add_typer(audit, name="audit", rich_help_panel="Audit")
 keyring = typer.Typer(help="The keys that seal what rests in Redis, where KMS wraps them.")
 app.add_typer(keyring, name="keyring", rich_help_panel="Processes of a deployment")
 
+env = typer.Typer(help="The environments that stacks/ deploys, as data; in a checkout.")
+app.add_typer(env, name="env", rich_help_panel="Processes of a deployment")
+tenant = typer.Typer(help="Tenants: plans, partitions of their own, and who is let in.")
+app.add_typer(tenant, name="tenant", rich_help_panel="Tables")
+
 _PROCESSES = "Processes of a deployment"
 _DEVELOPMENT = "Development"
 _TABLES = "Tables"
@@ -46,6 +51,14 @@ PostgresUrl = Annotated[
         "--postgres-url",
         metavar="URL",
         help="The database; else CLOUDSYNC_POSTGRES_URL, else that of the platform running in this folder.",
+    ),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        help="Else CLOUDSYNC_REDIS_EVENTS_URL, else that of the platform running in this folder.",
     ),
 ]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="schema.table, or a table of public.")]
@@ -154,14 +167,7 @@ def gateway() -> None:
 def drain(
     gateway: Annotated[str, typer.Argument(metavar="GATEWAY", help="Its id: CLOUDSYNC_GATEWAY_ID.")],
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for it.")] = 120.0,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            "--redis-url",
-            metavar="URL",
-            help="Else CLOUDSYNC_REDIS_EVENTS_URL, else that of the platform running in this folder.",
-        ),
-    ] = None,
+    redis_url: RedisUrl = None,
     data: Folder = _FOLDER,
 ) -> None:
     """Have a gateway send its clients elsewhere and end; returns when it has left."""
@@ -268,6 +274,79 @@ def status(data: Folder = _FOLDER) -> None:
     from cloudsync.dev import command
 
     command.show_status(data)
+
+
+@app.command(rich_help_panel=_PROCESSES)
+def doctor(
+    postgres_url: PostgresUrl = None,
+    redis_url: RedisUrl = None,
+    broker_url: Annotated[
+        str | None,
+        typer.Option(
+            "--broker-url", metavar="URL", help="Else CLOUDSYNC_REDIS_BROKER_URL, if it is another."
+        ),
+    ] = None,
+    api_url: Annotated[
+        str | None,
+        typer.Option("--api-url", metavar="URL", help="Else CLOUDSYNC_API_URL, else the folder's."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every finding as JSON.")] = False,
+    all_of_them: Annotated[bool, typer.Option("--all", help="Show what is in order, too.")] = False,
+    data: Folder = _FOLDER,
+) -> None:
+    """Look at an environment from outside: what is wrong, what to do. Exit status 1 if something is."""
+    from rich.console import Console
+
+    from cloudsync.dev import connections
+    from cloudsync.doctor import command
+    from cloudsync.settings import load
+
+    settings = load()
+    findings = command.examine(
+        postgres_url=connections.postgres_url(postgres_url, data),
+        redis_url=redis_url or settings.redis_events_url or connections.redis_url(None, data),
+        broker_url=broker_url or settings.redis_broker_url,
+        api_url=api_url or connections.known_api_url(data),
+        slot=settings.slot_name,
+    )
+    _exit_with(command.report(list(findings), Console(), as_json=as_json, all_of_them=all_of_them))
+
+
+@app.command(rich_help_panel=_DEVELOPMENT)
+def url(
+    environment: Annotated[
+        str | None, typer.Argument(metavar="[ENV]", help="An environment of stacks/; else the folder's.")
+    ] = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Print where things are: of the platform of this folder, or of a deployed environment."""
+    if environment is not None:
+        from cloudsync.dev import deployment
+
+        _exit_with(deployment.run("url", environment))
+        return
+    from cloudsync.dev import state, status
+
+    for name, address in status.addresses(state.require(data)):
+        typer.echo(f"{name}  {address}")
+
+
+@env.command("show")
+def env_show(environment: Annotated[str, typer.Argument(metavar="ENV")]) -> None:
+    """Print the settings of an environment as JSON."""
+    from cloudsync.dev import deployment
+
+    _exit_with(deployment.run("show", environment))
+
+
+@env.command("diff")
+def env_diff(
+    one: Annotated[str, typer.Argument(metavar="ENV")], other: Annotated[str, typer.Argument(metavar="ENV")]
+) -> None:
+    """Print in which settings two environments differ; exit status 1 if they do."""
+    from cloudsync.dev import deployment
+
+    _exit_with(deployment.run("diff", one, other))
 
 
 @app.command(rich_help_panel=_DEVELOPMENT)
@@ -402,6 +481,89 @@ def tail(
     )
 
 
+# Tenants
+
+TenantId = Annotated[str, typer.Argument(metavar="TENANT", help="Its id, as tokens have it.")]
+PlanOption = Annotated[
+    str,
+    typer.Option(
+        "--plan",
+        metavar="shared|partitioned",
+        help="`partitioned`: partitions of its own of every table that is partitioned by its tenant column.",
+    ),
+]
+
+
+@tenant.command("create")
+def tenant_create(
+    tenant_id: TenantId,
+    name: Annotated[str | None, typer.Option(help="For people; else the id.")] = None,
+    plan: PlanOption = "shared",
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Record a tenant. One that is only `shared` needs no record: its tokens name it."""
+    from cloudsync.tenants import command
+    from cloudsync.tenants.records import PLANS
+
+    with _database(postgres_url, data, autocommit=True) as connection:
+        for line in command.create(connection, tenant_id, name=name, plan=_choice("--plan", plan, PLANS)):
+            typer.echo(line)
+
+
+@tenant.command("move")
+def tenant_move(
+    tenant_id: TenantId, plan: PlanOption, postgres_url: PostgresUrl = None, data: Folder = _FOLDER
+) -> None:
+    """Put a tenant's rows where another plan has them; repeat it for tables that were tracked since."""
+    from cloudsync.tenants import command
+    from cloudsync.tenants.records import PLANS
+
+    with _database(postgres_url, data, autocommit=True) as connection:
+        for line in command.move(connection, tenant_id, plan=_choice("--plan", plan, PLANS)):
+            typer.echo(line)
+
+
+@tenant.command("list")
+def tenant_list(postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Show the tenants that were recorded."""
+    from rich.console import Console
+
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        command.show_all(connection, Console())
+
+
+@tenant.command("show")
+def tenant_show(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Show a tenant and where its rows are."""
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        for line in command.show(connection, tenant_id):
+            typer.echo(line)
+
+
+@tenant.command("disable")
+def tenant_disable(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Close a tenant's connections, and let nobody of it in until it is enabled again."""
+    from cloudsync.settings import load
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        typer.echo(command.disable(connection, tenant_id, within_s=load().tenant_refresh_s + 1))
+
+
+@tenant.command("enable")
+def tenant_enable(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Let a tenant's users in again."""
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data) as connection:
+        typer.echo(command.enable(connection, tenant_id))
+
+
 # What is measured and shown
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -525,12 +687,12 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _database(url: str | None, folder: Path) -> Any:
+def _database(url: str | None, folder: Path, *, autocommit: bool = False) -> Any:
     import psycopg
 
     from cloudsync.dev import connections
 
-    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10)
+    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10, autocommit=autocommit)
 
 
 _UNREACHABLE = ("08", "28", "3D", "57P")  # classes: connection, authorization, no such database, shutdown

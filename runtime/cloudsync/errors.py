@@ -125,6 +125,24 @@ class NotTracked(CaptureError):
     code = "not_tracked"
 
 
+class UnknownTenant(ConfigurationError):
+    """No such tenant was created."""
+
+    code = "unknown_tenant"
+
+
+class TenantExists(ConfigurationError):
+    """There is a tenant of this id already."""
+
+    code = "tenant_exists"
+
+
+class TenantRefused(ConfigurationError):
+    """The tenant cannot be moved as it is."""
+
+    code = "tenant_refused"
+
+
 class AccessError(CloudSyncError):
     """Access was refused."""
 

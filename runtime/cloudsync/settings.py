@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     statsd_host: str = Field(default="", description="A DogStatsD agent; empty: no metrics are sent.")
     statsd_port: Port = 8125
     environment: str = Field(default="", description="Its name, as CloudWatch's metrics carry it.")
+    embedded_metrics: bool = Field(
+        default=False, description="Write what alarms look at into the log, for CloudWatch to take out."
+    )
     publish_interval_s: float = Field(default=30.0, gt=0, description="How often CloudWatch is written to.")
     canary_interval_s: float = Field(default=5.0, gt=0, description="How often readiness sends its canary.")
 
@@ -140,6 +143,19 @@ class Settings(BaseSettings):
         ge=0,
         description="Over how long a leaving gateway closes its sockets; it may take 10 s more to end.",
     )
+    lifecycle_hook: str = Field(
+        default="",
+        description="The auto-scaling hook that the gateway completes when it has drained; empty: none.",
+    )
+    lifecycle_poll_s: float = Field(
+        default=5.0, gt=0, description="How often the instance's metadata are asked whether it is to go."
+    )
+    lifecycle_heartbeat_s: float = Field(
+        default=30.0, gt=0, description="How often the hook is told that the gateway still drains."
+    )
+    instance_metadata_url: str = Field(
+        default="http://169.254.169.254", description="The metadata service of the EC2 instance."
+    )
     inbound_frame_bytes: int = Field(default=2 * 1024 * 1024, ge=1024)
     batch_bytes: int = Field(default=100 * 1000, ge=1024)
     subscriptions_per_connection: int = Field(default=100, ge=1)
@@ -168,6 +184,10 @@ class Settings(BaseSettings):
         default=30.0,
         gt=0,
         description="How often a gateway compares one of its subscriptions with the database.",
+    )
+
+    tenant_refresh_s: float = Field(
+        default=2.0, gt=0, description="How often gateways and the API read which tenants are disabled."
     )
 
     # Audit

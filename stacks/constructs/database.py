@@ -12,7 +12,7 @@ from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
-from stacks.constructs.findings import accept, accept_managed_policy
+from stacks.constructs.findings import accept, accept_managed_policy, accept_of_checkov
 from stacks.settings import DatabaseSettings, NetworkSettings
 
 ADMIN: Final = "cloudsync_admin"
@@ -152,7 +152,18 @@ class Database(Construct):
             )
             for number in range(1, settings.replicas + 1)
         ]
+        accept_of_checkov(
+            self.instance,
+            {"CKV_AWS_161": "passwords of Secrets Manager; IAM's tokens open no replication"},
+        )
         for replica in self.replicas:
+            accept_of_checkov(
+                replica,
+                {
+                    "CKV_AWS_16": "a replica is encrypted as its source is, and must not say so itself",
+                    "CKV_AWS_157": "a copy for analytics; its source has the standby",
+                },
+            )
             accept(
                 replica,
                 {
@@ -161,7 +172,9 @@ class Database(Construct):
                 },
             )
         if not settings.multi_az:
-            accept(self.instance, {"RDS3": "this environment has no standby, by its settings"})
+            reason = "this environment has no standby, by its settings"
+            accept(self.instance, {"RDS3": reason})
+            accept_of_checkov(self.instance, {"CKV_AWS_157": reason})
         if not protected:
             accept(self.instance, {"RDS10": "this environment is not protected, by its settings"})
 

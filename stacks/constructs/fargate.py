@@ -10,16 +10,14 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stacks.constructs import datadog
 from stacks.constructs.findings import accept
-from stacks.constructs.logs import log_retention
+from stacks.constructs.logs import log_group
 from stacks.constructs.secrets import by_arn, may_decrypt
 from stacks.processes import Backends, Process, variables
 from stacks.settings import EnvironmentSettings, TaskSize
-from stacks.stack import removal_policy
 
 STOP_S: Final = 60  # longer than any process takes to finish what it has begun
 
@@ -51,12 +49,7 @@ class FargateTask(Construct):
         )
         self.security_group.add_egress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS, and the token keys")
         backends.connect(process, self.security_group)
-        self.log_group = logs.LogGroup(
-            self,
-            "Log",
-            retention=log_retention(settings),
-            removal_policy=removal_policy(settings),
-        )
+        self.log_group = log_group(self, "Log", settings=settings)
         self.role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"))
         for statement in backends.keyring_rights(process):
             self.role.add_to_policy(statement)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from aws_cdk import Fn, RemovalPolicy, Stack
-from aws_cdk import aws_logs as logs
 from aws_cdk import aws_wafv2 as waf
 from constructs import Construct
 
-from stacks.constructs.logs import log_retention
+from stacks.constructs.logs import log_group
 from stacks.settings import EnvironmentSettings
 
 _MANAGED: Final = (
@@ -73,15 +72,13 @@ class Firewall(Construct):
         )
         waf.CfnWebACLAssociation(self, "Association", resource_arn=resource_arn, web_acl_arn=acl.attr_arn)
         stack = Stack.of(self)
-        log = logs.LogGroup(
+        log = log_group(
             self,
             "Log",
+            settings=settings,
             # WAF writes to no other name; the stack's id makes it this stack's own.
-            log_group_name=Fn.join(
-                "-", ["aws-waf-logs", "cloudsync", Fn.select(2, Fn.split("/", stack.stack_id))]
-            ),
-            retention=log_retention(settings),
-            removal_policy=RemovalPolicy.DESTROY,
+            name=Fn.join("-", ["aws-waf-logs", "cloudsync", Fn.select(2, Fn.split("/", stack.stack_id))]),
+            removal=RemovalPolicy.DESTROY,
         )
         waf.CfnLoggingConfiguration(
             self,

@@ -10,20 +10,18 @@ from aws_cdk import aws_autoscaling as autoscaling
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_iam as iam
-from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from stacks.constructs import datadog
 from stacks.constructs.findings import accept, accept_managed_policy, logical_id_of
-from stacks.constructs.logs import log_retention
+from stacks.constructs.logs import log_group
 from stacks.constructs.secrets import may_decrypt
-from stacks.processes import GATEWAY, GATEWAY_PORT, Backends, variables
+from stacks.processes import DRAIN_HOOK, GATEWAY, GATEWAY_PORT, Backends, of_cell, variables
 from stacks.settings import EnvironmentSettings
-from stacks.stack import removal_policy
 
-HOOK: Final = "drain"
 _FILES: Final = Path(__file__).resolve().parents[1] / "host"
 _DISK_GIB: Final = 20
+_ENDS_WITHIN_S: Final = 15  # behind the period over which a gateway drains
 
 
 class GatewayHost(Construct):
@@ -59,9 +57,7 @@ class GatewayHost(Construct):
             ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS, packages, and the token keys"
         )
         backends.connect(GATEWAY, self.security_group)
-        self._log = logs.LogGroup(
-            self, "Log", retention=log_retention(settings), removal_policy=removal_policy(settings)
-        )
+        self._log = log_group(self, "Log", settings=settings)
         self._secrets = backends.secrets(GATEWAY)
         self.role = self._role()
         self._user_data = ec2.UserData.for_linux()
@@ -91,11 +87,11 @@ class GatewayHost(Construct):
         )
 
     def serve(self, group: autoscaling.AutoScalingGroup) -> None:
-        """Tie the host to its group: it signals that it works, and is asked before it goes."""
+        """Tie the host to its group: it signals that it works, and its gateway says when it may go."""
         self._user_data.add_signal_on_exit_command(group)
         group.add_lifecycle_hook(
             "Drain",
-            lifecycle_hook_name=HOOK,
+            lifecycle_hook_name=DRAIN_HOOK,
             lifecycle_transition=autoscaling.LifecycleTransition.INSTANCE_TERMINATING,
             heartbeat_timeout=Duration.seconds(self._settings.gateways.drain_s + 60),
             default_result=autoscaling.DefaultResult.CONTINUE,
@@ -106,7 +102,10 @@ class GatewayHost(Construct):
             roles=[self.role],
             statements=[
                 iam.PolicyStatement(
-                    actions=["autoscaling:CompleteLifecycleAction"],
+                    actions=[
+                        "autoscaling:CompleteLifecycleAction",
+                        "autoscaling:RecordLifecycleActionHeartbeat",
+                    ],
                     resources=[group.auto_scaling_group_arn],
                 )
             ],
@@ -141,7 +140,7 @@ class GatewayHost(Construct):
 
     def _files(self, cell: int) -> list[str]:
         settings, region = self._settings, Stack.of(self).region
-        own = variables(GATEWAY, settings, self._backends, {"CLOUDSYNC_CELL": str(cell)})
+        own = variables(GATEWAY, settings, self._backends, of_cell(cell))
         secrets = [
             f"{name} {field.secret.secret_full_arn} {field.field or ''}".rstrip()
             for name, field in self._secrets.items()
@@ -152,14 +151,7 @@ class GatewayHost(Construct):
             "/etc/sysctl.d/90-cloudsync.conf": _read("sysctl.conf"),
             "/usr/local/bin/cloudsync-fetch-secrets": _read("fetch-secrets.sh"),
             "/usr/local/bin/cloudsync-pull-image": _read("pull-image.sh"),
-            "/usr/local/bin/cloudsync-drain": _read("drain.sh"),
             "/etc/systemd/system/cloudsync-gateway.service": self._gateway_unit(region),
-            "/etc/systemd/system/cloudsync-drain.service": _unit(
-                "Drains the gateway when auto scaling takes the instance back",
-                start="/usr/local/bin/cloudsync-drain",
-                region=region,
-                restart="on-failure",
-            ),
         }
         if settings.datadog is not None:
             agent = datadog.agent_variables(settings.datadog)
@@ -178,7 +170,7 @@ class GatewayHost(Construct):
         return [_written(path, content) for path, content in files.items()]
 
     def _gateway_unit(self, region: str) -> str:
-        drain_s = self._settings.gateways.drain_s
+        stop_s = self._settings.gateways.drain_s + _ENDS_WITHIN_S
         return _unit(
             "CloudSync gateway",
             before="/usr/local/bin/cloudsync-fetch-secrets",
@@ -189,8 +181,8 @@ class GatewayHost(Construct):
             f" --log-driver awslogs --log-opt awslogs-group={self._log.log_group_name}"
             f" --log-opt awslogs-region={region} --log-opt mode=non-blocking"
             f" {self._image.image_uri} gateway",
-            stop=f"/usr/bin/docker stop --time {drain_s} gateway",
-            stop_s=drain_s + 30,
+            stop=f"/usr/bin/docker stop --time {stop_s} gateway",
+            stop_s=stop_s + 15,
             region=region,
         )
 
@@ -209,7 +201,7 @@ def _preparations() -> list[str]:
 
 
 def _units_started(*, with_agent: bool) -> list[str]:
-    units = ["cloudsync-gateway", "cloudsync-drain", *(["datadog-agent"] if with_agent else [])]
+    units = ["cloudsync-gateway", *(["datadog-agent"] if with_agent else [])]
     return [
         "sysctl --quiet --system",
         "systemctl enable --now docker",
@@ -229,7 +221,6 @@ def _unit(
     also_before: str = "",
     stop: str = "",
     stop_s: int = 30,
-    restart: str = "always",
 ) -> str:
     lines = [
         "[Unit]",
@@ -242,7 +233,7 @@ def _unit(
         *(f"ExecStartPre={each}" for each in (before, also_before) if each),
         f"ExecStart={start}",
         *([f"ExecStop={stop}"] if stop else []),
-        f"Restart={restart}",
+        "Restart=always",
         "RestartSec=2",
         "TimeoutStartSec=300",
         f"TimeoutStopSec={stop_s}",

@@ -2,71 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import waiting
-
 _HOST = Path(__file__).parents[2] / "stacks" / "host"
-pytestmark = pytest.mark.skipif(
-    shutil.which("bash") is None or shutil.which("curl") is None, reason="bash or curl is not installed"
-)
-
-
-class Metadata:
-    """Instance metadata, version 2: nothing is told without a token."""
-
-    def __init__(self) -> None:
-        self.state = "InService"
-        self.asked = 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                self._answer(200, "a-token")
-
-            def do_GET(self) -> None:
-                if self.headers["X-aws-ec2-metadata-token"] != "a-token":
-                    return self._answer(401, "")
-                answers = {
-                    "/latest/meta-data/autoscaling/target-lifecycle-state": outer.state,
-                    "/latest/meta-data/instance-id": "i-0123456789abcdef0",
-                    "/latest/meta-data/tags/instance/aws:autoscaling:groupName": "cell-1",
-                }
-                outer.asked += "lifecycle" in self.path
-                if self.path not in answers:
-                    return self._answer(404, "")
-                return self._answer(200, answers[self.path])
-
-            def _answer(self, status: int, text: str) -> None:
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: object) -> None:
-                return
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def metadata() -> Iterator[Metadata]:
-    serving = Metadata()
-    yield serving
-    serving.server.shutdown()
-    serving.server.server_close()
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 
 
 def _tool(folder: Path, name: str, body: str) -> None:
@@ -77,33 +21,6 @@ def _tool(folder: Path, name: str, body: str) -> None:
 
 def _environment(tools: Path, **more: str) -> dict[str, str]:
     return {"PATH": f"{tools}:{os.environ['PATH']}", "RECORD": str(tools / "record"), **more}
-
-
-def test_the_instance_leaves_only_after_the_gateway_has_drained(metadata: Metadata, tmp_path: Path) -> None:
-    _tool(tmp_path, "systemctl", 'echo "systemctl $*" >>"$RECORD"')
-    _tool(tmp_path, "aws", 'echo "aws $*" >>"$RECORD"')
-    running = subprocess.Popen(
-        ["bash", _HOST / "drain.sh"],
-        env=_environment(tmp_path, METADATA=metadata.url, POLL_S="0.05"),
-    )
-    try:
-        waiting.eventually(lambda: metadata.asked >= 3)
-        assert running.poll() is None
-        assert not (tmp_path / "record").exists()
-        metadata.state = "Terminated"
-        assert running.wait(30) == 0
-    finally:
-        running.kill()
-    stopped, completed = (tmp_path / "record").read_text().splitlines()
-    assert stopped == "systemctl stop cloudsync-gateway"
-    assert completed.startswith("aws autoscaling complete-lifecycle-action")
-    for part in (
-        "CONTINUE",
-        "--lifecycle-hook-name drain",
-        "--auto-scaling-group-name cell-1",
-        "i-0123456789abcdef0",
-    ):
-        assert part in completed
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")

@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,28 +15,13 @@ from kombu import Connection
 from assembly import Assembly
 from cloudsync.cli import app
 from cloudsync.settings import Settings, load
+from cloudsync.sharding import cell_of
+from process_needs import NEEDS
+from stacks import environments
+from stacks.app import build_app
+from stacks.settings import EnvironmentSettings
 
 _LIBPQ = {"PGPASSWORD"}
-
-_NEEDS = {
-    "migrate": {
-        "CLOUDSYNC_POSTGRES_URL",
-        "PGPASSWORD",
-        "CLOUDSYNC_RELAY_PASSWORD",
-        "CLOUDSYNC_SERVICE_PASSWORD",
-    },
-    "relay": {"CLOUDSYNC_POSTGRES_URL", "PGPASSWORD", "CLOUDSYNC_REDIS_EVENTS_URL"},
-    "routing": {
-        "CLOUDSYNC_REDIS_EVENTS_URL",
-        "CLOUDSYNC_REDIS_BROKER_URL",
-        "CLOUDSYNC_REDIS_BROKER_PASSWORD",
-    },
-    "general": {"CLOUDSYNC_POSTGRES_URL", "PGPASSWORD", "CLOUDSYNC_REDIS_BROKER_PASSWORD"},
-    "beat": {"CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_REDIS_BROKER_URL", "CLOUDSYNC_REDIS_BROKER_PASSWORD"},
-    "publisher": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_REDIS_EVENTS_URL", "CLOUDSYNC_ENVIRONMENT"},
-    "api": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_JWKS_URL", "CLOUDSYNC_CELLS", "CLOUDSYNC_CELL_BUCKETS"},
-    "gateway": {"CLOUDSYNC_POSTGRES_URL", "CLOUDSYNC_JWKS_URL", "CLOUDSYNC_CELL", "CLOUDSYNC_CELLS"},
-}
 
 
 class Told(NamedTuple):
@@ -85,11 +71,11 @@ def test_every_process_is_told_what_its_settings_know(
 ) -> None:
     known = {f"CLOUDSYNC_{field.upper()}" for field in Settings.model_fields}
     told = list(_told(synthesized(name)))
-    assert {each.name for each in told} == set(_NEEDS)
+    assert {each.name for each in told} == set(NEEDS)
     for process in told:
         given = set(process.variables) | process.secrets
         assert given <= known | _LIBPQ, process.name
-        assert given >= _NEEDS[process.name], process.name
+        assert given >= NEEDS[process.name], process.name
         assert not set(process.variables) & process.secrets
         with monkeypatch.context() as environment:
             for variable, value in {**process.variables, **dict.fromkeys(process.secrets, "secret")}.items():
@@ -99,6 +85,8 @@ def test_every_process_is_told_what_its_settings_know(
         if process.name not in ("beat", "publisher"):
             settings.require_keyring()
             assert settings.keyring_kms_key, process.name
+        if process.name == "gateway":
+            assert cell_of("anybody", settings.cells, settings.bucket_map) == settings.cell
         if process.name == "api":
             assert settings.bucket_map
             assert settings.gateway_url_template.startswith("wss://")
@@ -131,3 +119,23 @@ def test_each_process_reaches_only_what_it_needs(prod: Assembly) -> None:
     assert "PGPASSWORD" not in secrets["beat"] | secrets["routing"]
     assert [name for name, found in secrets.items() if "CLOUDSYNC_RELAY_PASSWORD" in found] == ["migrate"]
     assert "CLOUDSYNC_REDIS_BROKER_PASSWORD" not in secrets["gateway"] | secrets["relay"]
+
+
+def test_another_cell_replaces_no_gateway_of_those_that_there_are(prod: Assembly, tmp_path: Path) -> None:
+    settings = environments.load("prod").model_dump()
+    settings["cells"] = (1, 2, 3, 4, 5)
+    *others, last = settings["buckets"]
+    settings["buckets"] = (*others, {**last, "last": 900}, {"first": 901, "last": 1023, "cell": 5})
+    build_app(EnvironmentSettings.model_validate(settings), outdir=str(tmp_path)).synth()
+    grown = Assembly(tmp_path)
+    for cell in (1, 2, 3, 4):
+        before, after = (_without_digests(each.templates[f"Cell-{cell}"]) for each in (prod, grown))
+        assert after == before
+    assert "CLOUDSYNC_CELL=5" in str(grown.templates["Cell-5"])
+    (api,) = (each for each in _told(grown) if each.name == "api")
+    assert api.variables["CLOUDSYNC_CELL_BUCKETS"].endswith("767:3 900:4 1023:5")
+
+
+def _without_digests(template: dict[str, Any]) -> str:
+    """Of the image: a file of the checkout may have been written meanwhile."""
+    return re.sub(r"[0-9a-f]{64}", "<digest>", json.dumps(template))

@@ -130,7 +130,7 @@ def _without_a_resource(templates: dict[str, dict[str, Any]]) -> None:
     ("breakage", "said"),
     [
         (_without_an_export, (ClientError, "No export named CloudSync-dev-Network:")),
-        (_with_a_cycle, (RecursionError, "recursion")),
+        (_with_a_cycle, (ClientError, "Circular dependency between resources")),
         (_without_a_resource, (ClientError, "references undefined resource RelayLog")),
     ],
 )

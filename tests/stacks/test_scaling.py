@@ -9,6 +9,7 @@ import pytest
 from assembly import Assembly
 from cloudsync.metrics import definitions
 from stacks import environments
+from stacks.processes import DRAIN_HOOK
 
 
 def test_workers_follow_the_events_that_wait_for_each_task(prod: Assembly) -> None:
@@ -75,6 +76,22 @@ def test_an_instance_drains_before_it_goes_and_redis_cannot_replace_the_fleet(pr
         assert properties["LifecycleTransition"] == "autoscaling:EC2_INSTANCE_TERMINATING"
         assert properties["HeartbeatTimeout"] > environments.load("prod").gateways.drain_s
         assert properties["DefaultResult"] == "CONTINUE"
+        assert properties["LifecycleHookName"] == DRAIN_HOOK
+    for policy in prod.resources("AWS::IAM::Policy"):
+        if "MayLeave" in policy["LogicalId"]:
+            (statement,) = policy["Properties"]["PolicyDocument"]["Statement"]
+            assert statement["Action"] == [
+                "autoscaling:CompleteLifecycleAction",
+                "autoscaling:RecordLifecycleActionHeartbeat",
+            ]
+            assert "autoScalingGroupName/" in str(statement["Resource"])
+    for targets in prod.resources("AWS::ElasticLoadBalancingV2::TargetGroup"):
+        if targets["Stack"].startswith("Cell"):
+            attributes = {
+                each["Key"]: each["Value"] for each in targets["Properties"]["TargetGroupAttributes"]
+            }
+            delay_s = int(attributes["deregistration_delay.timeout_seconds"])
+            assert delay_s > environments.load("prod").gateways.drain_s
     for group in prod.resources("AWS::AutoScaling::AutoScalingGroup"):
         assert group["Properties"]["HealthCheckType"] == "EC2"
         update = group["UpdatePolicy"]["AutoScalingRollingUpdate"]

@@ -67,7 +67,8 @@ def test_cells_differ_in_their_number_alone(prod: Assembly) -> None:
         for pattern in (
             r"cell {0}\b",
             r"/ws/{0}\b",
-            r"CELL={0}\b",
+            r"CELLS?={0}\b",
+            r"CELL_BUCKETS=1023:{0}\b",
             r'"Value": "{0}"',
             r"Cell-{0}\b",
             r"Cell{0}",

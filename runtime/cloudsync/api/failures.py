@@ -31,6 +31,7 @@ _STATUS: Final = {
     "limit_reached": 409,
     "method_not_allowed": 405,
     "not_found": 404,
+    "tenant_disabled": 403,
     "too_large": 413,
     "unavailable": 503,
     "unknown_conflict": 404,

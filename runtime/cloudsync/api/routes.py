@@ -31,7 +31,9 @@ _TOKEN_LIFETIME_S = 12 * 3600
 
 def public(settings: Settings) -> APIRouter:
     """What clients and applications call with a user's token."""
-    router = APIRouter(prefix="/v1", responses=failures.documented("bad_token", "unavailable"))
+    router = APIRouter(
+        prefix="/v1", responses=failures.documented("bad_token", "tenant_disabled", "unavailable")
+    )
     bucket_map = settings.bucket_map
     templates = itertools.cycle(settings.gateway_url_template.split())
 

@@ -18,6 +18,7 @@ from cloudsync.audit.records import TOKEN_REFUSED, Record
 from cloudsync.errors import TokenRefused
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
+from cloudsync.tenants.directory import TenantDirectory, read_special
 from cloudsync.tokens import Principal, TokenVerifier
 from cloudsync.unlocking import open_keyring
 
@@ -40,6 +41,10 @@ class Services:
         self._journaling: asyncio.Task[None] | None = None
         self.settings = settings
         self.verifier = TokenVerifier(settings)
+        self.tenants = TenantDirectory(
+            lambda: self.database(read_special), refresh_s=settings.tenant_refresh_s
+        )
+        self._reading: asyncio.Task[None] | None = None
         self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
             settings.postgres_url,
             kwargs={"connect_timeout": 2, "application_name": "cloudsync api", "options": SESSION_OPTIONS},
@@ -64,6 +69,7 @@ class Services:
 
     async def start(self) -> None:
         await self._pool.open(wait=False)
+        self._reading = asyncio.create_task(self.tenants.run())
         if self.journal is not None:
             self._journaling = asyncio.create_task(self.journal.run())
 
@@ -72,6 +78,9 @@ class Services:
             self._journaling.cancel()
             await asyncio.wait([self._journaling])
             await self.journal.close()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
         await self.redis.aclose()
         if self._leaving:
             await asyncio.wait(self._leaving, timeout=2)
@@ -146,15 +155,18 @@ Served = Annotated[Services, Depends(services)]
 async def caller(
     served: Served, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
-    """The principal of the bearer token. Raises TokenRefused."""
+    """The principal of the bearer token. Raises TokenRefused, TenantDisabled."""
     token = credentials.credentials if credentials else ""
     try:
         if served.verifier.blocking:
-            return await asyncio.to_thread(served.verifier.verify, token)
-        return served.verifier.verify(token)
+            principal = await asyncio.to_thread(served.verifier.verify, token)
+        else:
+            principal = served.verifier.verify(token)
     except TokenRefused as error:
         served.note(TOKEN_REFUSED, None, outcome=error.code)
         raise
+    served.tenants.admit(principal.tenant)
+    return principal
 
 
 Caller = Annotated[Principal, Depends(caller)]

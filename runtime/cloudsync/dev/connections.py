@@ -33,6 +33,12 @@ def api_url(given: str | None, folder: Path) -> str:
     return url
 
 
+def known_api_url(folder: Path) -> str:
+    """The API's URL, or empty where none is known."""
+    running = state.read(folder)
+    return os.environ.get("CLOUDSYNC_API_URL") or (running.api_url if running else "")
+
+
 def token_settings(folder: Path) -> Settings:
     """Settings that can sign development tokens. Raises NotRunning."""
     if os.environ.get("CLOUDSYNC_JWT_SECRET"):

@@ -22,7 +22,7 @@ from cloudsync import logs
 from cloudsync.audit.journal import Journal, note, open_journal
 from cloudsync.audit.receipts import Receipts
 from cloudsync.audit.records import CONNECTED
-from cloudsync.errors import ClientRefused, SealBroken
+from cloudsync.errors import ClientRefused, SealBroken, TenantDisabled
 from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
@@ -53,6 +53,7 @@ from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
 from cloudsync.sync.differential import reaches_back
 from cloudsync.sync.snapshot import SESSION_OPTIONS
+from cloudsync.tenants.directory import Special, TenantDirectory, read_special
 from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
@@ -109,6 +110,7 @@ class Gateway:
         self.subscriptions.ended = self.presences.left
         self.subscriptions.rebuilt = self.presences.departed
         self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
+        self.tenants = TenantDirectory(self._read_tenants, refresh_s=settings.tenant_refresh_s)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -144,6 +146,7 @@ class Gateway:
                 self._tend_connections(),
                 self._checksums.run(),
                 self.presences.run(),
+                self.tenants.run(),
                 watch(
                     self.settings.redis_events_url,
                     {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
@@ -234,9 +237,13 @@ class Gateway:
     async def verify(self, principal: Principal, client_id: str, cursor: Cursor | None) -> int | None:
         """Let the principal's own live client pass; the number of its last change, if that was asked.
 
-        A client with a cursor counts its changes itself. Raises ClientRefused, or psycopg errors.
+        A client with a cursor counts its changes itself. Raises ClientRefused, TenantDisabled, or psycopg
+        errors.
         """
-        if cursor is not None and self.keys is not None:
+        if principal.tenant in self.tenants.disabled:
+            await self.tenants.refresh()  # 4503 is final for a client: it may just have been enabled
+            self.tenants.admit(principal.tenant)
+        if cursor is not None and self.keys is not None and self.tenants.known:
             own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
             if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
                 with contextlib.suppress(RedisError, OSError):
@@ -316,6 +323,13 @@ class Gateway:
             self._write_registry(),
             self._canaries.run(self.subscriptions.directory),
         )
+
+    async def _read_tenants(self) -> list[Special]:
+        try:
+            async with asyncio.timeout(5), self.pool.connection(timeout=5) as connection:
+                return await read_special(connection)
+        except TimeoutError:
+            raise PoolTimeout("PostgreSQL did not answer in time") from None
 
     async def _current_keys(self) -> Keys | None:
         async with self.pool.connection(timeout=5) as connection:
@@ -465,6 +479,9 @@ class Gateway:
     def _tend(self, connection: Connection, now_s: float, wall_s: float) -> None:
         principal = connection.principal
         if connection.close_code is not None:
+            return
+        if principal is not None and principal.tenant in self.tenants.disabled:
+            connection.close(Close.TENANT_DISABLED, Error(TenantDisabled.code, str(TenantDisabled())))
             return
         if principal is None:
             if now_s - connection.opened_s > self.settings.hello_timeout_s:

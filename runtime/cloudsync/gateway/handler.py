@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -67,6 +68,7 @@ class WebSocketHandler:
         self._gateway = gateway
         self._verifier = verifier
         settings = gateway.settings
+        self._cell_of = partial(cell_of, cells=settings.cells, bucket_map=settings.bucket_map)
         self._limits = {
             "window_frames": settings.window_frames,
             "window_bytes": settings.window_bytes,
@@ -111,7 +113,7 @@ class WebSocketHandler:
             gateway.note(TOKEN_REFUSED, outcome=error.code)
             connection.close(_close_for(error), Error(error.code, str(error)))
             return False
-        if cell_of(principal.user, gateway.settings.cells) != gateway.settings.cell:
+        if self._cell_of(principal.user) != gateway.settings.cell:
             connection.close(Close.MOVED, Error("wrong_cell", CLOSE_MEANINGS[Close.MOVED]))
             return False
         if len(gateway.connections) > gateway.settings.connections_per_gateway:

@@ -19,6 +19,7 @@ from cloudsync.errors import PortInUse
 from cloudsync.gateway.drain import close_all
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
+from cloudsync.gateway.termination import Termination
 from cloudsync.lifetime import keep_heap
 from cloudsync.metrics import emitter
 from cloudsync.metrics.loop import watch_loop
@@ -77,9 +78,10 @@ class _Server(uvicorn.Server):
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or `cloudsync drain`, then drain; a second signal ends at once.
+    """Serve until SIGTERM, SIGINT, `cloudsync drain` or the end of the instance, then drain and end.
 
-    Raises PortInUse.
+    A second signal ends at once. A process whose instance is taken back lets it go and stays until it is
+    stopped with it: what runs it would start another. Raises PortInUse.
     """
     settings.require("postgres_url", "redis_events_url")
     keyring = await asyncio.to_thread(open_keyring, settings)
@@ -109,11 +111,17 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
     running = loop.create_task(gateway.run())
     serving = loop.create_task(server.serve(sockets=[listener]))
-    asked = {loop.create_task(stopping.wait()), loop.create_task(gateway.drain_asked.wait())}
+    termination = Termination(settings) if settings.lifecycle_hook else None
+    taken_back = loop.create_task(termination.begun() if termination else asyncio.Event().wait())
+    asked = {loop.create_task(stopping.wait()), loop.create_task(gateway.drain_asked.wait()), taken_back}
     await asyncio.wait({running, serving, *asked}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.set()  # also if it was asked through Redis: a signal now means at once
+    stopping.set()  # also if it was asked otherwise: a signal now means at once
     hurry = loop.create_task(at_once.wait())
     draining = loop.create_task(gateway.drain())
+    left: asyncio.Future[None] = loop.create_future()
+    letting_go = None
+    if termination is not None and taken_back.done():
+        letting_go = loop.create_task(termination.complete_after(left))
     await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
     if at_once.is_set():
         draining.cancel()
@@ -121,11 +129,17 @@ async def serve(settings: Settings) -> None:
         server.force_exit = True
     server.should_exit = True
     await serving
-    for task in (*asked, hurry):
+    for task in asked:
         task.cancel()
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
+    if letting_go is not None:
+        left.set_result(None)
+        await asyncio.wait({letting_go, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        await hurry
+        letting_go.cancel()
+    hurry.cancel()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -1,14 +1,15 @@
 """`cloudsync publisher`: what scaling and alarms read, written to CloudWatch twice a minute.
 
-Only what can be read from the database and from Redis; a gateway's own figures go to DogStatsD. The publisher
-counts and does not divide: CloudWatch knows how many tasks and instances run.
+Only what can be read from the database and from Redis; what processes alone know they write into their logs
+(`metrics/embedded.py`). The publisher counts and does not divide: CloudWatch knows how many tasks and
+instances run.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -20,6 +21,7 @@ from cloudsync.metrics.definitions import (
     CLOUDWATCH_CELL,
     CLOUDWATCH_ENVIRONMENT,
     CLOUDWATCH_NAMESPACE,
+    CLOUDWATCH_UNITS,
     CONNECTIONS,
     Unit,
 )
@@ -27,16 +29,6 @@ from cloudsync.metrics.vitals import read_vitals
 from cloudsync.registry.census import connections_by_cell
 from cloudsync.settings import Settings
 
-_UNITS: Final[dict[Unit, str]] = {
-    "milliseconds": "Milliseconds",
-    "seconds": "Seconds",
-    "bytes": "Bytes",
-    "events": "Count",
-    "connections": "Count",
-    "occurrences": "Count",
-    "per minute": "Count",
-    "state": "None",
-}
 _log = logs.get("publisher")
 
 
@@ -103,7 +95,7 @@ class CloudWatchPublisher:
             "MetricName": name,
             "Dimensions": [{"Name": key, "Value": each} for key, each in dimensions.items()],
             "Value": float(value),
-            "Unit": _UNITS[unit],
+            "Unit": CLOUDWATCH_UNITS[unit],
         }
 
 

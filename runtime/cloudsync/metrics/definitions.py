@@ -21,6 +21,17 @@ CLOUDWATCH_ENVIRONMENT: Final = "Environment"
 """A dimension of every metric in CloudWatch; connections also come with that of their cell."""
 CLOUDWATCH_CELL: Final = "Cell"
 
+CLOUDWATCH_UNITS: Final[dict[Unit, str]] = {
+    "milliseconds": "Milliseconds",
+    "seconds": "Seconds",
+    "bytes": "Bytes",
+    "events": "Count",
+    "connections": "Count",
+    "occurrences": "Count",
+    "per minute": "Count",
+    "state": "None",
+}
+
 PROCESS_TAG: Final = "process"
 """On every metric: relay, routing, general, gateway, api or publisher."""
 
@@ -47,6 +58,8 @@ class Metric:
     help: str
     tags: tuple[tuple[str, tuple[str, ...] | None], ...] = ()
     alarms: tuple[Alarm, ...] = ()
+    published: bool = False
+    """The publisher reads it from the database or Redis, for CloudWatch; else only a process knows it."""
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -118,6 +131,7 @@ RESUMPTIONS: Final = Metric(
 )
 CONFLICT_RATE: Final = Metric(
     name="conflict.rate",
+    published=True,
     kind="gauge",
     unit="per minute",
     help="Conflicts of the last minute that were left to a person.",
@@ -125,6 +139,7 @@ CONFLICT_RATE: Final = Metric(
 )
 CONNECTIONS: Final = Metric(
     name="websocket.connections.active",
+    published=True,
     kind="gauge",
     unit="connections",
     help="Open WebSocket connections of a gateway. The fleet scales on it.",
@@ -158,6 +173,7 @@ API_REQUESTS: Final = Metric(
 )
 BACKLOG: Final = Metric(
     name="redis.pubsub.backlog",
+    published=True,
     kind="gauge",
     unit="events",
     help="Events that wait in the feeds to be routed, and those in pending_events. Workers scale on it.",
@@ -168,6 +184,7 @@ BACKLOG: Final = Metric(
 )
 PARKED: Final = Metric(
     name="relay.parked",
+    published=True,
     kind="gauge",
     unit="events",
     help="Events in pending_events: Redis was away, or a feed is over its budget.",
@@ -177,6 +194,7 @@ PARKED: Final = Metric(
 )
 ROUTING_LAG: Final = Metric(
     name="routing.lag",
+    published=True,
     kind="gauge",
     unit="milliseconds",
     help="For how long the oldest entry that is not routed has been in its feed; 0 if all are.",
@@ -200,6 +218,7 @@ RELAY_MODE: Final = Metric(
 )
 RELAY_SILENCE: Final = Metric(
     name="relay.silence",
+    published=True,
     kind="gauge",
     unit="seconds",
     help="How long ago the relay last wrote its state, which it does every second.",
@@ -207,6 +226,7 @@ RELAY_SILENCE: Final = Metric(
 )
 WAL_HELD: Final = Metric(
     name="relay.slot.wal_held",
+    published=True,
     kind="gauge",
     unit="bytes",
     help="WAL that the replication slot keeps from being recycled.",
@@ -217,6 +237,7 @@ WAL_HELD: Final = Metric(
 )
 HORIZON_AGE: Final = Metric(
     name="relay.horizon.age",
+    published=True,
     kind="gauge",
     unit="seconds",
     help="Age of the oldest open transaction in the database: cursors and the slot's WAL wait for it.",

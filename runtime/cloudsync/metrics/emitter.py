@@ -1,4 +1,4 @@
-"""Sends the recorder's readings to a DogStatsD agent once a second, from a thread of its own.
+"""Sends the recorder's readings once a second, from a thread of its own: to a DogStatsD agent, into the log.
 
 Datagrams that nobody takes are gone: a missing agent costs nothing and stops nothing.
 """
@@ -15,6 +15,7 @@ from datadog.dogstatsd.base import DogStatsd
 
 from cloudsync import logs
 from cloudsync.metrics.definitions import PROCESS_TAG
+from cloudsync.metrics.embedded import EmbeddedFigures
 from cloudsync.metrics.instruments import Reading
 from cloudsync.metrics.recorder import Recorder, recorder
 from cloudsync.settings import Settings
@@ -26,22 +27,33 @@ _log = logs.get("metrics")
 
 
 class Emitter(threading.Thread):
-    """One process's sender."""
+    """One process's sender. Without a host there is no agent; `embedded` gathers for CloudWatch."""
 
-    def __init__(self, source: Recorder, *, host: str, port: int, process: str) -> None:
+    def __init__(
+        self,
+        source: Recorder,
+        *,
+        host: str,
+        port: int,
+        process: str,
+        embedded: EmbeddedFigures | None = None,
+    ) -> None:
         super().__init__(name="metrics", daemon=True)
         logging.getLogger("datadog.dogstatsd").setLevel(logging.CRITICAL)  # each refused datagram, for ever
         self._source = source
         self._halt = threading.Event()
-        self._statsd = DogStatsd(
-            host=host,
-            port=port,
-            constant_tags=[f"{PROCESS_TAG}:{process}"],
-            disable_buffering=False,
-            flush_interval=0,  # at the end of each round, not by a thread of the library's
-            disable_telemetry=True,
-            origin_detection_enabled=False,
-        )
+        self._embedded = embedded
+        self._statsd: DogStatsd | None = None
+        if host:
+            self._statsd = DogStatsd(
+                host=host,
+                port=port,
+                constant_tags=[f"{PROCESS_TAG}:{process}"],
+                disable_buffering=False,
+                flush_interval=0,  # at the end of each round, not by a thread of the library's
+                disable_telemetry=True,
+                origin_detection_enabled=False,
+            )
 
     def run(self) -> None:
         failed = False
@@ -55,8 +67,14 @@ class Emitter(threading.Thread):
 
     def flush(self) -> None:
         for reading in self._source.take(time.monotonic()):
-            self._send(reading)
-        self._statsd.flush()
+            if self._statsd is not None:
+                _send(self._statsd, reading)
+            if self._embedded is not None:
+                self._embedded.note(reading)
+        if self._statsd is not None:
+            self._statsd.flush()
+        if self._embedded is not None:
+            self._embedded.write_if_due()
 
     def stop(self) -> None:
         """Send what is left and end."""
@@ -64,23 +82,38 @@ class Emitter(threading.Thread):
         if self.is_alive():
             self.join(FLUSH_EVERY_S)
         self.flush()
-        self._statsd.close_socket()
+        if self._statsd is not None:
+            self._statsd.close_socket()
+        if self._embedded is not None:
+            self._embedded.write()
 
-    def _send(self, reading: Reading) -> None:
-        # The public methods would draw lots for a rate below 1; here it says what was counted together.
-        self._statsd._report(
-            reading.metric.name,
-            _TYPES[reading.metric.kind],
-            round(reading.value, 3),
-            list(reading.tags),
-            1 / reading.weight,
-            sampling=False,
-        )
+
+def _send(statsd: DogStatsd, reading: Reading) -> None:
+    # The public methods would draw lots for a rate below 1; here it says what was counted together.
+    statsd._report(
+        reading.metric.name,
+        _TYPES[reading.metric.kind],
+        round(reading.value, 3),
+        list(reading.tags),
+        1 / reading.weight,
+        sampling=False,
+    )
 
 
 def start(settings: Settings, process: str) -> None:
-    """Begin to send this process's metrics, if an agent's host is set; call it behind any fork."""
-    if settings.statsd_host:
-        emitter = Emitter(recorder, host=settings.statsd_host, port=settings.statsd_port, process=process)
+    """Begin to send this process's metrics where the settings want them; call it behind any fork."""
+    embedded = None
+    if settings.embedded_metrics:
+        embedded = EmbeddedFigures(
+            environment=settings.environment, process=process, interval_s=settings.publish_interval_s
+        )
+    if settings.statsd_host or embedded is not None:
+        emitter = Emitter(
+            recorder,
+            host=settings.statsd_host,
+            port=settings.statsd_port,
+            process=process,
+            embedded=embedded,
+        )
         emitter.start()
         atexit.register(emitter.stop)

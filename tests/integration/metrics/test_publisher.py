@@ -110,3 +110,20 @@ def test_a_server_that_is_away_leaves_its_figures_out(database: str, redis_url: 
     assert _written("websocket.connections.active") == [0]
     assert CloudWatchPublisher(_settings(database, "redis://127.0.0.1:1/0")).publish() >= 3
     assert _written("relay.parked") == [0]
+
+
+def test_it_publishes_what_is_defined_as_published(database: str, redis_url: str) -> None:
+    """And every other figure with an alarm is written by the processes themselves."""
+    from cloudsync.metrics.definitions import METRICS
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO cloudsync.relay_state"
+            " (database_id, system_identifier, timeline, slot_name, heartbeat_at)"
+            " VALUES ('db9', '1', 1, 'cloudsync', clock_timestamp())"
+        )
+        connection.execute("SELECT pg_create_logical_replication_slot('published', 'pgoutput')")
+    settings = _settings(database, redis_url).model_copy(update={"slot_name": "published"})
+    CloudWatchPublisher(settings).publish()
+    listed = boto3.client("cloudwatch").list_metrics(Namespace="CloudSync")["Metrics"]
+    assert {each["MetricName"] for each in listed} == {each.name for each in METRICS if each.published}

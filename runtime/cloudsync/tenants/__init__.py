@@ -1,0 +1,1 @@
+"""Tenants: who they are, on what plan, where their rows are, and which are disabled."""

@@ -1,0 +1,79 @@
+"""What one process knows of tenants that are not like the rest: disabled ones, and those with a database.
+
+Read from the shared database every few seconds, so a tenant that was created, moved or disabled is known
+everywhere without a restart. While PostgreSQL is away the last reading holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.rows import class_row
+from psycopg_pool import PoolTimeout
+
+from cloudsync import logs
+from cloudsync.errors import TenantDisabled
+
+_QUERY: Final = """
+SELECT id, status, database FROM cloudsync.tenants WHERE status <> 'active' OR database IS NOT NULL
+"""
+_log = logs.get("tenants")
+
+
+class Special(NamedTuple):
+    """A tenant that is not like the rest."""
+
+    id: str
+    status: str
+    database: str | None
+
+
+async def read_special(connection: AsyncConnection[Any]) -> list[Special]:
+    """Every tenant that is disabled or has a database of its own. Raises psycopg errors."""
+    async with connection.cursor(row_factory=class_row(Special)) as cursor:
+        await cursor.execute(_QUERY)
+        return await cursor.fetchall()
+
+
+class TenantDirectory:
+    """Resolves tenants; everything that is not in it is an active tenant of the shared database.
+
+    `read` is `read_special` on the process's own connections; it must end by itself.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[list[Special]]], *, refresh_s: float) -> None:
+        self._read = read
+        self._refresh_s = refresh_s
+        self.known = False
+        """Whether it was read at least once. Before, nobody may be let in on its word."""
+        self.disabled: frozenset[str] = frozenset()
+        self.databases: Mapping[str, str] = {}
+        """Dedicated tenants' databases, by tenant."""
+
+    def admit(self, tenant: str) -> None:
+        """Raises TenantDisabled."""
+        if tenant in self.disabled:
+            raise TenantDisabled
+
+    async def run(self) -> None:
+        """Keep reading until cancelled."""
+        while True:
+            try:
+                await self.refresh()
+            except (psycopg.Error, PoolTimeout, TimeoutError) as error:
+                _log.debug("tenants were not read", reason=type(error).__name__)
+            await asyncio.sleep(self._refresh_s)
+
+    async def refresh(self) -> None:
+        """Read once. Raises psycopg errors, PoolTimeout or TimeoutError."""
+        tenants = await self._read()
+        disabled = frozenset(tenant.id for tenant in tenants if tenant.status != "active")
+        for tenant_id in sorted(disabled ^ self.disabled):
+            _log.info("disabled" if tenant_id in disabled else "enabled", tenant=tenant_id)
+        self.disabled = disabled
+        self.databases = {tenant.id: tenant.database for tenant in tenants if tenant.database is not None}
+        self.known = True

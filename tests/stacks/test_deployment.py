@@ -1,0 +1,242 @@
+"""The dev environment deployed by the real command line: bootstrap, deploy, an update, and nothing to do.
+
+`cdk` from npm, in the version that is pinned, speaks to a simulated account over HTTP. What the account
+cannot make is listed in `simulated_account`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+pytest.importorskip("moto", reason="the extra `deploy` is not installed")
+
+import boto3
+
+from assembly import Assembly
+from process_needs import NEEDS
+from simulated_account import ACCOUNT, REGION, migrated, served_account
+from stacks import environments
+from stacks.app import build_app
+from stacks.migration import sql_digest
+from stacks.settings import EnvironmentSettings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore"),  # moto's own, in whose threads an error would be a resource less
+    pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm"),
+]
+_ROOT: Final = Path(__file__).parents[2]
+_STACKS: Final = ("Network", "Data", "Migration", "Edge", "Cell-1", "Services", "Monitoring")
+
+
+class CommandLine:
+    """`cdk` in the account: what it said, and how it ended."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+
+    def __call__(self, *arguments: str, application: str | None = None) -> subprocess.CompletedProcess[str]:
+        app = ("--app", application) if application else ()
+        return subprocess.run(
+            [self._program, *arguments, *app, "--ci", "--no-color", "--output", self._folder / "cdk.out"],
+            cwd=_ROOT if application else self._folder,
+            env={
+                **os.environ,
+                "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
+                "HOME": str(self._folder),
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def deploy(self, application: str, *stacks: str) -> subprocess.CompletedProcess[str]:
+        # Change sets would call a custom resource made that nobody has answered.
+        options = ("--method=direct", "--require-approval", "never", "--concurrency", "2")
+        return self("deploy", *(stacks or ("CloudSync-dev/*",)), *options, application=application)
+
+
+@pytest.fixture(scope="module")
+def cdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+    """The command line, and an account that it has bootstrapped and deployed dev to."""
+    folder = tmp_path_factory.mktemp("cdk") / "cli"
+    shutil.copytree(Path(__file__).with_name("cdk-cli"), folder)
+    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, check=True, capture_output=True)
+    cdk = CommandLine(folder / "node_modules" / ".bin" / "cdk", folder)
+    certificate = environments.load("dev").edge.certificate_arn
+    with pytest.MonkeyPatch.context() as patch, served_account(patch, certificate_arn=certificate):
+        made = cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}")
+        assert made.returncode == 0, made.stderr
+        first = _synthesized(folder / "first")
+        _push_image(first)
+        deployed = cdk.deploy(str(first))
+        assert deployed.returncode == 0, deployed.stderr[-3000:]
+        yield cdk
+
+
+def _synthesized(folder: Path, **gateways: Any) -> Path:
+    data = environments.load("dev").model_dump()
+    data["gateways"].update(gateways)
+    build_app(EnvironmentSettings.model_validate(data), outdir=str(folder)).synth()
+    return folder
+
+
+def _push_image(assembly: Path) -> None:
+    """What a build would have pushed: the command line builds nothing that is there."""
+    ecr = boto3.client("ecr")
+    pushed = set()
+    for file in assembly.rglob("*.assets.json"):
+        for image in json.loads(file.read_text())["dockerImages"].values():
+            pushed |= {(at["repositoryName"], at["imageTag"]) for at in image["destinations"].values()}
+    assert len(pushed) == 1, "every process runs the same image"
+    ((repository, tag),) = pushed
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    config = {
+        "mediaType": "application/vnd.docker.container.image.v1+json",
+        "size": 1,
+        "digest": f"sha256:{'0' * 64}",
+    }
+    manifest = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": []}
+    ecr.put_image(repositoryName=repository, imageTag=tag, imageManifest=json.dumps(manifest))
+
+
+def _statuses() -> dict[str, str]:
+    stacks = boto3.client("cloudformation").describe_stacks()["Stacks"]
+    return {each["StackName"]: each["StackStatus"] for each in stacks}
+
+
+def _missing_variables() -> dict[str, set[str]]:
+    """Process → what the containers of the account's task definitions are not told and need."""
+    ecs = boto3.client("ecs")
+    missing = {}
+    (cluster,) = ecs.list_clusters()["clusterArns"]
+    arns = ecs.list_services(cluster=cluster, maxResults=100)["serviceArns"]
+    services = ecs.describe_services(cluster=cluster, services=arns)["services"]
+    for service in services:
+        found = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+        for container in found["containerDefinitions"]:
+            told = {each["name"] for each in (*container["environment"], *container["secrets"])}
+            missing[container["name"]] = NEEDS[container["name"]] - told
+    return {name: lacking for name, lacking in missing.items() if lacking}
+
+
+def test_dev_is_deployed(cdk: CommandLine) -> None:
+    statuses = _statuses()
+    assert statuses["CDKToolkit"] == "CREATE_COMPLETE"
+    assert {f"CloudSync-dev-{name}": "CREATE_COMPLETE" for name in _STACKS}.items() <= statuses.items()
+
+    migration, *others = migrated
+    assert others == []
+    assert (migration.properties["Phase"], migration.properties["Digest"]) == ("pre", sql_digest())
+    assert migration.services == 0, "the schema comes before new code"
+    definition = boto3.client("ecs").describe_task_definition(
+        taskDefinition=migration.properties["TaskDefinition"]
+    )
+    assert definition["taskDefinition"]["containerDefinitions"][0]["command"] == ["migrate", "--phase", "pre"]
+
+    assert _missing_variables() == {}
+    (database,) = boto3.client("rds").describe_db_instances()["DBInstances"]
+    assert (database["PubliclyAccessible"], database["StorageEncrypted"]) == (False, True)
+    balancing = boto3.client("elbv2")
+    (balancer,) = balancing.describe_load_balancers()["LoadBalancers"]
+    listeners = balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]
+    assert {each["Port"] for each in listeners} == {80, 443}
+    groups = boto3.client("ec2").describe_security_groups()["SecurityGroups"]
+    open_ports = {
+        rule["FromPort"]
+        for group in groups
+        if group["GroupName"] != "default"
+        for rule in group["IpPermissions"]
+        if any(each["CidrIp"] == "0.0.0.0/0" for each in rule["IpRanges"])
+    }
+    assert open_ports == {80, 443}
+
+
+def test_an_update_and_then_nothing_to_do(cdk: CommandLine, tmp_path: Path) -> None:
+    (before,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    changed = str(_synthesized(tmp_path / "changed", per_cell_at_most=before["MaxSize"] + 1))
+    updated = cdk.deploy(changed)
+    assert updated.returncode == 0, updated.stderr[-3000:]
+    (after,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    assert after["MaxSize"] == before["MaxSize"] + 1
+    changes = {name for name, status in _statuses().items() if status == "UPDATE_COMPLETE"}
+    assert changes == {"CloudSync-dev-Cell-1"}
+    assert len(migrated) == 1, "the schema is as it was"
+
+    again = cdk.deploy(changed)
+    assert again.returncode == 0, again.stderr[-3000:]
+    untouched = re.findall(r"CloudSync-dev/(\S+) \(\S+\) \(no changes\)", again.stdout + again.stderr)
+    assert sorted(untouched) == sorted(_STACKS)
+
+
+def _import_of_nothing(template: dict[str, Any]) -> None:
+    text = json.dumps(template)
+    assert "Fn::ImportValue" in text
+    broken = re.sub(r'"Fn::ImportValue": "[^"]+"', '"Fn::ImportValue": "CloudSync-dev-Nothing:X"', text)
+    template.clear()
+    template.update(json.loads(broken))
+
+
+def _cycle(template: dict[str, Any]) -> None:
+    for name, other in (("BrokenA", "BrokenB"), ("BrokenB", "BrokenA")):
+        properties = {"GroupDescription": "x", "Tags": [{"Key": "x", "Value": {"Ref": other}}]}
+        template["Resources"][name] = {"Type": "AWS::EC2::SecurityGroup", "Properties": properties}
+
+
+@pytest.mark.parametrize(
+    ("breakage", "said"),
+    [(_import_of_nothing, "No export named CloudSync-dev-Nothing:X"), (_cycle, "Circular dependency")],
+)
+def test_a_broken_stack_fails_the_deploy(
+    cdk: CommandLine, tmp_path: Path, breakage: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    assembly = _synthesized(tmp_path / "broken", per_cell_at_most=5)
+    _edit(assembly, "Services", breakage)
+    refused = cdk.deploy(str(assembly), "CloudSync-dev/Services")
+    assert refused.returncode != 0
+    assert said in refused.stdout + refused.stderr
+
+
+def test_a_variable_that_is_missing_is_seen(cdk: CommandLine, tmp_path: Path) -> None:
+    """The account takes it; what is read back does not pass."""
+
+    def forget(template: dict[str, Any]) -> None:
+        for resource in template["Resources"].values():
+            if resource["Type"] == "AWS::ECS::TaskDefinition":
+                for container in resource["Properties"]["ContainerDefinitions"]:
+                    container["Environment"] = [
+                        each for each in container["Environment"] if each["Name"] != "CLOUDSYNC_CELL_BUCKETS"
+                    ]
+
+    assembly = _synthesized(tmp_path / "forgetful")
+    _edit(assembly, "Services", forget)
+    deployed = cdk.deploy(str(assembly), "CloudSync-dev/Services")
+    assert deployed.returncode == 0, deployed.stderr[-3000:]
+    assert _missing_variables() == {"api": {"CLOUDSYNC_CELL_BUCKETS"}}
+
+
+def _edit(folder: Path, stack: str, breakage: Callable[[dict[str, Any]], None]) -> None:
+    """Change a template of an assembly, and the hash that it goes by wherever that stands."""
+    found = Assembly(folder)
+    template, properties = found.templates[stack], found.artifacts[stack]["properties"]
+    breakage(template)
+    text = json.dumps(template)
+    (found.folders[stack] / properties["templateFile"]).write_text(text)
+    old = Path(properties["stackTemplateAssetObjectUrl"]).stem
+    new = hashlib.sha256(text.encode()).hexdigest()
+    for file in found.folders[stack].glob("*.json"):
+        file.write_text(file.read_text().replace(old, new))
