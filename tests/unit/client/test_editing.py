@@ -12,6 +12,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cloudsync.client.session import Session
 from cloudsync.client.store import Store
 from cloudsync.resolve import text as ot
@@ -283,8 +285,9 @@ def run(seed: int) -> None:
         assert not person.document.pending, (seed, person.name)
 
 
+@pytest.mark.timeout(900)
 def test_three_clients_converge() -> None:
-    """CLOUDSYNC_TEXT_RUNS=10000 for as many runs."""
+    """CLOUDSYNC_TEXT_RUNS=10000 for as many runs: about two minutes."""
     for seed in range(_RUNS):
         run(seed)
 
@@ -296,6 +299,7 @@ def rest(people: list[Person]) -> None:
             person.settle()
 
 
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_repeated_by_processes_that_die(tmp_path: Path) -> None:
     """Insertions alone, no character twice: every one is in the text once, whatever broke in between."""
     for seed in range(_RUNS // 10):
