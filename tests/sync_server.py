@@ -30,6 +30,7 @@ class SyncServer:
         self.outbox: deque[dict[str, Any]] = deque()
         self.live: set[str] = set()
         self.n = 0
+        self._beats = 0
         self.answers: dict[int, dict[str, Any]] = {}
         self.contents: dict[int, Any] = {}
         self.applied: list[tuple[int, int]] = []
@@ -109,8 +110,10 @@ class SyncServer:
         return str(len(self.history))
 
     def beat(self) -> None:
-        beat = {"type": "heartbeat", "cursor": self.cursor, "lag_ms": 0, "token_expires_in": 999}
-        self.outbox.append(beat)
+        """A heartbeat; each has another cursor, as sealed ones have, also where nothing has happened."""
+        self._beats += 1
+        cursor = self.cursor.zfill(self._beats)
+        self.outbox.append({"type": "heartbeat", "cursor": cursor, "lag_ms": 0, "token_expires_in": 999})
 
     def deleted(self, event: dict[str, Any]) -> bool:
         """Whether the event's row was deleted then or later."""
