@@ -258,6 +258,7 @@ CREATE TABLE cloudsync.text_ops (
     revision bigint NOT NULL,
     previous bigint NOT NULL,
     op jsonb NOT NULL,
+    size_bytes integer GENERATED ALWAYS AS (octet_length(op::text)) STORED,
     client_id text,
     user_id text,
     at text,
@@ -2655,24 +2656,6 @@ BEGIN
             postponed := postponed || ('partitions of ' || (today + n)::text);
         END;
     END LOOP;
-    BEGIN
-        dropped := cloudsync.drop_partitions('cloudsync.change_log', today - keep_days);
-        SELECT l.xid INTO highest_xid FROM cloudsync.change_log_default l WHERE l.captured_at < cutoff ORDER BY l.xid DESC LIMIT 1;
-        IF highest_xid IS NOT NULL THEN
-            UPDATE cloudsync.retention SET dropped_xid = greatest(dropped_xid, highest_xid);
-            DELETE FROM cloudsync.change_log_default WHERE captured_at < cutoff;
-        END IF;
-    EXCEPTION WHEN lock_not_available THEN
-        postponed := postponed || 'dropping old changes'::text;
-    END;
-    BEGIN
-        dropped := dropped || cloudsync.drop_partitions('cloudsync.audit_log', today - 30);
-        DELETE FROM cloudsync.audit_log_default l WHERE l.at < (today - 30)::timestamptz;
-        DELETE FROM cloudsync.audit_heads h WHERE h.day < today - 30;
-    EXCEPTION WHEN lock_not_available THEN
-        postponed := postponed || 'dropping old audit records'::text;
-    END;
-
     FOR tracked IN SELECT t.table_id, t.version_floor, t.floor_raised, t.floor_seen_at FROM cloudsync.tracked_tables t
                    ORDER BY t.table_id FOR NO KEY UPDATE SKIP LOCKED LOOP
         IF NOT tracked.floor_raised THEN
@@ -2712,6 +2695,25 @@ BEGIN
            FROM (SELECT g.table_id, g.key, g.column_name FROM cloudsync.text_ops g
                  GROUP BY g.table_id, g.key, g.column_name HAVING count(*) > 2000) d) useless
     WHERE (o.table_id, o.key, o.column_name) = (useless.table_id, useless.key, useless.column_name) AND o.revision <= useless.revision;
+    -- Last, because it locks out every writer until the transaction ends.
+    BEGIN
+        dropped := cloudsync.drop_partitions('cloudsync.change_log', today - keep_days);
+        SELECT l.xid INTO highest_xid FROM cloudsync.change_log_default l WHERE l.captured_at < cutoff ORDER BY l.xid DESC LIMIT 1;
+        IF highest_xid IS NOT NULL THEN
+            UPDATE cloudsync.retention SET dropped_xid = greatest(dropped_xid, highest_xid);
+            DELETE FROM cloudsync.change_log_default WHERE captured_at < cutoff;
+        END IF;
+    EXCEPTION WHEN lock_not_available THEN
+        postponed := postponed || 'dropping old changes'::text;
+    END;
+    BEGIN
+        dropped := dropped || cloudsync.drop_partitions('cloudsync.audit_log', today - 30);
+        DELETE FROM cloudsync.audit_log_default l WHERE l.at < (today - 30)::timestamptz;
+        DELETE FROM cloudsync.audit_heads h WHERE h.day < today - 30;
+    EXCEPTION WHEN lock_not_available THEN
+        postponed := postponed || 'dropping old audit records'::text;
+    END;
+
     UPDATE cloudsync.retention SET maintained_at = clock_timestamp();
     RETURN jsonb_build_object('made', made, 'dropped', dropped, 'floors_raised', raised, 'tombstones_expired', expired,
                               'postponed', postponed);

@@ -202,7 +202,7 @@ class WebSocketHandler:
         while (text := await _next_text(receive, connection)) is not None:
             try:
                 frame = decode_client_frame(text)
-                await self._answer(connection, frame)
+                await self._answer(connection, frame, len(text))
             except UnknownType as error:
                 connection.control(Error(error.code, str(error)))
             except BadAck as error:
@@ -216,7 +216,7 @@ class WebSocketHandler:
                 if bad_frames > _BAD_FRAMES_ALLOWED:
                     connection.close(Close.PROTOCOL_ERROR, Error("bad_frame", "Too many malformed frames."))
 
-    async def _answer(self, connection: Connection, frame: AnyClientFrame) -> None:
+    async def _answer(self, connection: Connection, frame: AnyClientFrame, size_bytes: int) -> None:
         subscriptions = self._gateway.subscriptions
         match frame:
             case Ack(n=n):
@@ -230,7 +230,7 @@ class WebSocketHandler:
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
             case ChangeRequest() | TextRequest() | ResolveRequest():
-                self._gateway.writes.take(connection, frame)
+                self._gateway.writes.take(connection, frame, size_bytes)
             case Conflicts():
                 self._gateway.conflicts.take(connection, frame)
             case PresenceRequest():

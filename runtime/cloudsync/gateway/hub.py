@@ -125,7 +125,7 @@ class Subscription:
         for event, bits in events:
             if event.op in CONFLICT_OPERATIONS or not self.visibility.includes(event.xid):
                 self.held.append((event, bits))  # no snapshot shows conflicts
-                self.held_bytes += 300 + len(event.row or b"")
+                self.held_bytes += 300 + len(event.row or b"") + len(event.old or b"")
         return self.held_bytes
 
     def show(self, visibility: Visibility) -> None:

@@ -35,11 +35,13 @@ from cloudsync.protocol.messages import (
 )
 from cloudsync.resolve import documents, manual, writer
 from cloudsync.resolve.refusals import TryAgain
+from cloudsync.resolve.turn import Answer
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
 
 _POOL_WAIT_S: Final = 5.0
 _INCOMPLETE_KEPT: Final = 10_000
+_QUEUE_BYTES: Final = 4 * 1024 * 1024
 _log = logs.get("gateway")
 
 Request = ChangeRequest | TextRequest | ResolveRequest
@@ -68,15 +70,21 @@ class _Allowance:
 class _Queue:
     """The changes of one connection that wait for their turn."""
 
-    __slots__ = ("changes", "changes_allowed", "refused_from", "task", "texts_allowed")
+    __slots__ = ("changes", "changes_allowed", "refused_from", "size_bytes", "task", "texts_allowed")
 
     def __init__(self, settings: Settings) -> None:
-        self.changes: deque[Request] = deque()
+        self.changes: deque[tuple[Request, int]] = deque()
+        """With the sizes of their frames."""
+        self.size_bytes = 0
         self.task: asyncio.Task[None] | None = None
         self.changes_allowed = _Allowance(settings.changes_per_s, settings.changes_burst)
         self.texts_allowed = _Allowance(settings.texts_per_s, settings.texts_per_s)
         self.refused_from: Error | None = None
         """The client is to begin again from this change."""
+
+    def clear(self) -> None:
+        self.changes.clear()
+        self.size_bytes = 0
 
 
 class Writes:
@@ -125,8 +133,8 @@ class Writes:
             "text_bytes": self._settings.text_bytes,
         }
 
-    def take(self, connection: Connection, change: Request) -> None:
-        """Put a change behind the connection's others, or refuse it for now."""
+    def take(self, connection: Connection, change: Request, size_bytes: int) -> None:
+        """Put a change, of a frame of this size, behind the connection's others, or refuse it for now."""
         queue = self._queues.get(connection)
         if queue is None:
             queue = self._queues[connection] = _Queue(self._settings)
@@ -143,11 +151,17 @@ class Writes:
         else:
             allowance, burst = queue.changes_allowed, settings.changes_burst
             message = f"A connection may send {settings.changes_per_s} changes a second, {burst} at once."
-        if len(queue.changes) >= burst or not allowance.take():
-            queue.refused_from = Error(LimitReached.code, message, str(change.id))
+        refused: str | None = None
+        if queue.changes and queue.size_bytes + size_bytes > _QUEUE_BYTES:
+            refused = f"At most {_QUEUE_BYTES} bytes of a connection's changes wait to be written."
+        elif len(queue.changes) >= burst or not allowance.take():
+            refused = message
+        if refused is not None:
+            queue.refused_from = Error(LimitReached.code, refused, str(change.id))
             connection.control(queue.refused_from)
             return
-        queue.changes.append(change)
+        queue.changes.append((change, size_bytes))
+        queue.size_bytes += size_bytes
         if queue.task is None:
             queue.task = asyncio.create_task(self._work(connection, queue))
 
@@ -155,7 +169,7 @@ class Writes:
         """The connection is gone; a change that is being applied is finished."""
         queue = self._queues.get(connection)
         if queue is not None:
-            queue.changes.clear()
+            queue.clear()
             if queue.task is None:
                 del self._queues[connection]
 
@@ -187,7 +201,8 @@ class Writes:
     async def _work(self, connection: Connection, queue: _Queue) -> None:
         try:
             while queue.changes and connection.close_code is None:
-                change = queue.changes.popleft()
+                change, size_bytes = queue.changes.popleft()
+                queue.size_bytes -= size_bytes
                 try:
                     await self._apply(connection, change)
                 except ClientRefused as refusal:
@@ -197,6 +212,10 @@ class Writes:
                     self._refuse(
                         connection, queue, change, "unavailable", "It cannot be written now; try again."
                     )
+                except psycopg.Error as error:  # its message may quote values
+                    reason, sqlstate = type(error).__name__, error.sqlstate
+                    _log.error("change failed", client=connection.client_id, reason=reason, sqlstate=sqlstate)
+                    self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
                 except Exception:  # noqa: BLE001 - one change's failure must not end the connection's others
                     _log.exception("change failed", client=connection.client_id, table=_table_of(change))
                     self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
@@ -224,30 +243,41 @@ class Writes:
                 case ResolveRequest():
                     answer = await manual.resolve(database, catalog, principal, client_id, change)
             connection.control(answer)
-            if isinstance(answer, ChangeRejected):
-                note(
-                    self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
-                    table=_table_of(change), outcome=answer.code,
-                )  # fmt: skip
-                if isinstance(change, ResolveRequest) and answer.code == "conflict_changed":
-                    await self._conflicts.tell(database, connection, change.conflict_id)
-                return
-            if answer.conflict_id is not None:
-                await self._conflicts.tell(database, connection, answer.conflict_id)
-            cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
-            row = await cursor.fetchone()
+            try:
+                await self._follow_up(database, connection, change, answer)
+            except psycopg.Error as error:
+                # It is answered, and must not be asked for again. Conflicts are found by listing them.
+                reason, sqlstate = type(error).__name__, error.sqlstate
+                _log.warning("not followed up", client=client_id, reason=reason, sqlstate=sqlstate)
+
+    async def _follow_up(
+        self, database: AsyncConnection[Any], connection: Connection, change: Request, answer: Answer
+    ) -> None:
+        """What there is to tell beside the answer: a conflict, and when the change is complete."""
+        if isinstance(answer, ChangeRejected):
+            note(
+                self._journal, CHANGE_REJECTED, connection.principal, connection.client_id,
+                table=_table_of(change), outcome=answer.code,
+            )  # fmt: skip
+            if isinstance(change, ResolveRequest) and answer.code == "conflict_changed":
+                await self._conflicts.tell(database, connection, change.conflict_id)
+            return
+        cursor = await database.execute("SELECT pg_current_wal_insert_lsn()::text")
+        row = await cursor.fetchone()
         if row is not None:
             self._incomplete.append((Position(parse_lsn(row[0]), 0), connection, change.id))
             self._somebody_waits.set()
+        if answer.conflict_id is not None:
+            await self._conflicts.tell(database, connection, answer.conflict_id)
 
     def _refuse(
         self, connection: Connection, queue: _Queue, change: Request, code: str, message: str
     ) -> None:
         queue.refused_from = Error(code, message, str(change.id))
         connection.control(queue.refused_from)
-        while queue.changes:
-            behind = queue.changes.popleft()
+        for behind, _ in queue.changes:
             connection.control(Error(code, message, str(behind.id)))
+        queue.clear()
 
 
 def _table_of(change: Request) -> str | None:

@@ -11,6 +11,7 @@ trigger, which is told the operation, records it (`cloudsync.text_change`).
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -34,16 +35,23 @@ COMPONENTS: Final = 10_000
 """An operation may have no more."""
 _WORK: Final = 200_000
 """Components that may be gone over to bring one operation up to date: about a tenth of a second."""
+_AT_ONCE: Final = 10_000
+_HISTORY_BYTES: Final = 4 * 1024 * 1024
+"""Operations, as JSON, that may be read for it."""
 
 _KNOWN: Final = """
 SELECT s.version, coalesce(s.fields -> %(column)s ->> 'v', s.fields -> '' ->> 'v', '0')::bigint
   FROM cloudsync.row_state s WHERE s.table_id = %(table)s AND s.key = current_setting('cloudsync.key', true)
 """
 _SINCE: Final = """
-SELECT o.revision, o.previous, o.op FROM cloudsync.text_ops o
- WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key', true)
-   AND o.column_name = %(column)s AND o.revision > %(revision)s
- ORDER BY o.revision LIMIT %(limit)s
+SELECT s.revision, s.previous, s.op
+  FROM (SELECT o.revision, o.previous, o.op, sum(o.size_bytes) OVER (ORDER BY o.revision) AS read_bytes
+          FROM cloudsync.text_ops o
+         WHERE o.table_id = %(table)s AND o.key = current_setting('cloudsync.key', true)
+           AND o.column_name = %(column)s AND o.revision > %(revision)s
+         ORDER BY o.revision LIMIT %(limit)s) s
+ WHERE s.read_bytes <= %(bytes)s
+ ORDER BY s.revision
 """
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -117,7 +125,13 @@ class _Edit:
         )
         self._known = await self._ask_known()
         self._since = await self._connection.execute(
-            _SINCE, {**self._place, "revision": self._request.revision, "limit": HISTORY + 1}
+            _SINCE,
+            {
+                **self._place,
+                "revision": self._request.revision,
+                "limit": HISTORY + 1,
+                "bytes": _HISTORY_BYTES,
+            },
         )
 
     async def apply(self, now_ms: int, *, settled: bool) -> Applied:
@@ -127,9 +141,7 @@ class _Edit:
         version, revision = known if known is not None else (0, 0)
         history = await self._since.fetchall()
         self._check_history(version, revision, history)
-        operation = self._operation
-        for _, _, other in history:
-            operation = ot.transform(operation, other, "left")
+        operation = await self._brought_up(history)
         outcome: Any = "merged" if history else "applied"
         if not operation:
             return Applied(outcome, version, revision=version)
@@ -149,16 +161,34 @@ class _Edit:
         """Whether everything since the operation's base is known: each follows the one before."""
         base = self._request.revision
         at = base
-        work = sum(len(self._operation) + len(other) for _, _, other in history)
         for number, (made, previous, _) in enumerate(history):
             if previous > at or (number and previous < at):
                 break
             at = made
         else:
-            if at >= revision and base <= version and len(history) <= HISTORY and work <= _WORK:
+            if at >= revision and base <= version and len(history) <= HISTORY:
                 return
-        raise ChangeRefused(
-            "stale_revision", f"What has happened to the text since revision {base} is not known any more."
+        raise self._stale()
+
+    async def _brought_up(self, history: list[Any]) -> ot.Operation:
+        """The operation as it is to be applied now: each one that came between may have made it longer."""
+        operation = self._operation
+        work = rested = 0
+        for _, _, other in history:
+            work += len(operation) + len(other)
+            if work > _WORK:
+                raise self._stale()
+            if work - rested > _AT_ONCE:
+                rested = work
+                await asyncio.sleep(0)  # everybody else of this gateway has a turn
+            operation = ot.transform(operation, other, "left")
+        return operation
+
+    def _stale(self) -> ChangeRefused:
+        return ChangeRefused(
+            "stale_revision",
+            f"What has happened to the text since revision {self._request.revision} is not known any more,"
+            " or too much.",
         )
 
     async def _write(self, operation: ot.Operation) -> AsyncCursor[Any]:

@@ -71,7 +71,8 @@ class TenantDirectory:
     async def refresh(self) -> None:
         """Read once. Raises psycopg errors, PoolTimeout or TimeoutError."""
         tenants = await self._read()
-        disabled = frozenset(tenant.id for tenant in tenants if tenant.status != "active")
+        # Who has a database of its own is not served here: its rows would be written to this one.
+        disabled = frozenset(t.id for t in tenants if t.status != "active" or t.database is not None)
         for tenant_id in sorted(disabled ^ self.disabled):
             _log.info("disabled" if tenant_id in disabled else "enabled", tenant=tenant_id)
         self.disabled = disabled

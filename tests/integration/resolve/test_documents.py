@@ -306,3 +306,38 @@ def test_postgresql_and_python_agree(
     text, (made,) = case
     encoded = msgspec.json.encode(made).decode()
     assert shop.run("SELECT cloudsync.apply_text(%s, %s::jsonb)", text, encoded) == [(ot.apply(text, made),)]
+
+
+async def test_an_operation_that_grows_on_its_way_is_given_up(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each insertion splits what it falls into: the work is that of what is made, not of what was sent."""
+    monkeypatch.setattr(documents, "_WORK", 10_000)
+    ann, bob = await shop.author(), await shop.author("bob")
+    shop.run("UPDATE notes SET body = repeat('a', 6000)")
+    ((base,),) = shop.run("SELECT version FROM cloudsync.row_state")
+    revision = base
+    for number in range(1, 21):
+        done = await edit(bob, revision, [number, *[100, "x"] * 49])
+        assert isinstance(done, ChangeConfirmed)
+        revision = done.revision or 0
+    refused = await edit(ann, base, [{"d": 6000}])
+    assert isinstance(refused, ChangeRejected)
+    assert refused.code == "stale_revision"
+    assert isinstance(await edit(ann, base, ["y"]), ChangeConfirmed)  # that stays short
+
+
+async def test_of_a_history_of_large_operations_only_so_much_is_read(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_HISTORY_BYTES", 5000)
+    ann = await shop.author()
+    revisions = [1]
+    for letter in "abcdefgh":
+        shop.run("UPDATE notes SET body = repeat(%s, 1000)", letter)
+        ((version,),) = shop.run("SELECT version FROM cloudsync.row_state")
+        revisions.append(version)
+    refused = await edit(ann, revisions[1], ["y"])
+    assert isinstance(refused, ChangeRejected)
+    assert refused.code == "stale_revision"
+    assert isinstance(await edit(ann, revisions[-3], ["y"]), ChangeConfirmed)
