@@ -318,7 +318,7 @@ async def test_an_operation_that_grows_on_its_way_is_given_up(
     ((base,),) = shop.run("SELECT version FROM cloudsync.row_state")
     revision = base
     for number in range(1, 21):
-        done = await edit(bob, revision, [number, *[100, "x"] * 49])
+        done = await edit(bob, revision, [100 + number, "x", *[100, "x"] * 48])
         assert isinstance(done, ChangeConfirmed)
         revision = done.revision or 0
     refused = await edit(ann, base, [{"d": 6000}])
