@@ -127,7 +127,10 @@ def _missing_variables() -> dict[str, set[str]]:
     arns = ecs.list_services(cluster=cluster, maxResults=100)["serviceArns"]
     services = ecs.describe_services(cluster=cluster, services=arns)["services"]
     for service in services:
-        found = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+        current = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+        # The newest of its family: the account updates a stack's resources in any order, and a service that
+        # comes before its task definition keeps the revision before.
+        found = ecs.describe_task_definition(taskDefinition=current["family"])["taskDefinition"]
         for container in found["containerDefinitions"]:
             told = {each["name"] for each in (*container["environment"], *container["secrets"])}
             missing[container["name"]] = NEEDS[container["name"]] - told

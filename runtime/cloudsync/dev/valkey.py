@@ -80,13 +80,24 @@ class EmbeddedValkey(EmbeddedServer):
         )
 
     def _is_ready(self, _child: Child) -> bool:
+        """Whether it answers. While it loads its data it does not, but a stranger would not be told so."""
+        asked = [*([("AUTH", self._password)] if self._password else []), ("PING",)]
         with (
             contextlib.suppress(OSError),
             socket.create_connection((ports.LOOPBACK, self.port), timeout=0.5) as connection,
         ):
-            connection.sendall(b"PING\r\n")
-            return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # while loading: -LOADING
+            connection.sendall(b"".join(map(_command, asked)))
+            answers = b""
+            while answers.count(b"\r\n") < len(asked) and (more := connection.recv(4096)):
+                answers += more
+            return answers.endswith(b"+PONG\r\n")
         return False
+
+
+def _command(words: tuple[str, ...]) -> bytes:
+    """As the protocol wants what may hold any character."""
+    encoded = [word.encode() for word in words]
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in encoded)
 
 
 def _program() -> Path:
