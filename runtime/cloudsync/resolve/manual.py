@@ -144,7 +144,10 @@ async def resolve(
         return work
 
     async def explain(error: psycopg.Error) -> ChangeRefused | None:
-        return refusal_of(error, work.table.name if work is not None and work.table is not None else "it")
+        if work is None or work.table is None:
+            return refusal_of(error, "it")
+        found = refusal_of(error, work.table.name)
+        return found if found is None or work.seen else _unknown()
 
     if not catalog.knows(await _table_of(connection, principal, request.conflict_id)):
         await catalog.load(connection)
@@ -170,6 +173,8 @@ class _Resolution:
         self._client_id = client_id or _UNCOUNTED_CLIENT
         self._request = request
         self.table: CatalogTable | None = None
+        self.seen = False
+        """Whether the user is known to see the row: nothing is told of the conflict before."""
 
     async def look(self) -> None:
         request = self._request
@@ -177,31 +182,26 @@ class _Resolution:
         found = await cursor.fetchone()
         if found is None:
             raise _unknown()
-        self._table_id, name, self._key, self._fields, mine, self._version, self._revision = found
-        self.table = self._catalog.find(name)
-        values: Values = {}
-        if request.choice == "mine":
-            values = _raw(mine)
-        elif request.choice == "merged":
-            values = request.values or {}
-            others = values.keys() - set(self._fields)
-            if others or not values:
-                fields = ", ".join(self._fields)
-                raise ChangeRefused("bad_value", f"The values are of {fields}, and of nothing else.")
-        change = ChangeRequest(request.id, "update", name, _raw(self._key), dict(values))
-        self._change = RowChange(
-            self._connection,
-            self._pipeline,
-            self.table,
-            self._principal,
-            self._client_id,
-            change,
-            decided=True,
-        )
+        self._table_id, name, self._key, self._fields, self._mine, self._version, self._revision = found
+        try:
+            self.table = self._catalog.find(name)
+            self._change = RowChange(
+                self._connection,
+                self._pipeline,
+                self.table,
+                self._principal,
+                self._client_id,
+                ChangeRequest(request.id, "update", name, _raw(self._key)),
+                decided=True,
+            )
+        except RequestError:  # the row of another key, of another table
+            raise _unknown() from None
         await self._change.look()
 
     async def apply(self, now_ms: int, *, settled: bool) -> Applied:
         history = await self._find(settled=settled)
+        self.seen = True
+        self._change.take(self._values())
         cursor = await self._connection.execute(_LOCK, (_id(self._request.conflict_id),))
         locked = await cursor.fetchone()
         if locked is None:
@@ -234,6 +234,18 @@ class _Resolution:
         if not history.exists:
             raise _unknown()
         return history
+
+    def _values(self) -> Values:
+        """What is to be written. Raises ChangeRefused."""
+        if self._request.choice == "theirs":
+            return {}
+        if self._request.choice == "mine":
+            return _raw(self._mine)
+        values = self._request.values or {}
+        if not values or values.keys() - set(self._fields):
+            fields = ", ".join(self._fields)
+            raise ChangeRefused("bad_value", f"The values are of {fields}, and of nothing else.")
+        return values
 
     def _changed_in(self, history: History) -> int:
         """The version in which the conflict's fields changed last."""

@@ -170,6 +170,11 @@ class RowChange:
         applied = await self._carry_out(row, decision)
         return await self._contest(mine, applied) if mine else applied
 
+    def take(self, values: Values) -> None:
+        """Have other values, known only after `find`. Raises UnknownColumn or ChangeRefused."""
+        self._change = msgspec.structs.replace(self._change, values=dict(values))
+        self._values = checked(self._table, self._change)
+
     async def find(self, *, settled: bool) -> History:
         """What is known of the row, before `apply`, whose errors it raises."""
         self._row = await self._find(settled=settled)

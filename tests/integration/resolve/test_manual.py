@@ -267,6 +267,32 @@ async def test_rows_of_others_stay_hidden_and_so_do_earlier_values(workshop: Wor
     assert told == {"ann": None, "cyd": None}
 
 
+async def test_a_hidden_conflict_is_none_whatever_is_decided(workshop: Workshop) -> None:
+    workshop.run("ALTER TABLE notes ADD owner text DEFAULT 'ann'")
+    workshop.run("SELECT cloudsync.track('notes', owner_column => 'owner', conflict => 'manual')")
+    workshop.run("INSERT INTO notes (id, title) VALUES (1, 'old')")
+    eve = await person(workshop, "eve")
+    hidden = await contested(await person(workshop), await person(workshop))
+    # Nor is told what the values that were kept would be refused for.
+    workshop.run("ALTER TABLE notes RENAME COLUMN title TO label")
+    await workshop.catalog.load(eve.connection)
+    unknown = ("unknown_conflict", "There is no such conflict, or you may not resolve it.")
+    for choice, values in (
+        ("theirs", None),
+        ("mine", None),
+        ("merged", None),
+        ("merged", {"zzz": 1}),
+        ("merged", {"body": "not contested"}),
+        ("merged", {"title": 5}),
+    ):
+        answer = await eve.decide(hidden, choice, values)
+        assert isinstance(answer, ChangeRejected)
+        assert (answer.code, answer.message) == unknown, (choice, values)
+        with pytest.raises(RequestError) as refusal:
+            await eve.decide(hidden, choice, values, counted=False)
+        assert (refusal.value.code, str(refusal.value)) == unknown, (choice, values)
+
+
 async def test_without_the_log_there_is_no_base(workshop: Workshop, people: tuple[Person, Person]) -> None:
     ann, bob = people
     await bob.confirmed("update", 1, {"title": "bob"}, base_version=1)
