@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
-from cloudsync import logs
-from cloudsync.errors import LimitReached, RequestError
+from cloudsync.errors import LimitReached
+from cloudsync.gateway.answers import failure
 from cloudsync.gateway.connection import Connection
-from cloudsync.protocol.messages import ConflictPage, Conflicts, Error
+from cloudsync.protocol.messages import ConflictPage, Conflicts
 from cloudsync.resolve.manual import open_conflicts
 from cloudsync.sync.catalog import Catalog
 
 _WAITING: Final = 4
 """Pages that a connection may have asked for and not been given."""
 _POOL_WAIT_S: Final = 5.0
-
-_log = logs.get("gateway")
 
 
 class OpenConflicts:
@@ -77,14 +74,8 @@ class OpenConflicts:
                             after=request.after,
                         )
                     connection.control(ConflictPage(request.id, page.conflicts, page.next))
-                except RequestError as error:
-                    connection.control(Error(error.code, str(error), request.id))
-                except (psycopg.OperationalError, PoolTimeout):
-                    message = "The conflicts cannot be read right now; try again."
-                    connection.control(Error("unavailable", message, request.id))
-                except Exception:  # noqa: BLE001 - one request's failure must not leave the others waiting
-                    _log.exception("conflicts not read", client=connection.client_id)
-                    connection.control(Error("internal", "The server met an error of its own.", request.id))
+                except Exception as error:  # noqa: BLE001 - one request's failure must not leave the others waiting
+                    connection.control(failure(error, request.id))
                 asked.pop(0)
         finally:
             self._asked.pop(connection, None)
