@@ -1180,7 +1180,8 @@ BEGIN
 END
 $$;
 
--- Drops what is known of a table's rows; new ones start above every version given so far.
+-- Drops what is known of a table's rows; new ones start above every version given so far. Nobody can decide about them
+-- any more, and the keys of their conflicts may be none of the table's now.
 CREATE FUNCTION cloudsync.forget_rows(p_table_id integer) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp
 AS $$
@@ -1188,6 +1189,8 @@ AS $$
     SET version_floor = greatest(t.version_floor, (SELECT max(r.version) FROM cloudsync.row_state r WHERE r.table_id = p_table_id))
     WHERE t.table_id = p_table_id;
     DELETE FROM cloudsync.row_state r WHERE r.table_id = p_table_id;
+    UPDATE cloudsync.conflicts c SET status = 'resolved', resolution = '{"choice": "gone"}', resolved_at = clock_timestamp()
+    WHERE c.table_id = p_table_id AND c.status = 'open';
 $$;
 
 -- The source of audience_<table_id>(row): who may see a row. NULL is the whole tenant. Sorted, so that equal means equal.

@@ -381,10 +381,33 @@ async def test_upkeep_closes_what_nobody_can_decide(
     await contested(ann, bob)
     workshop.run("SELECT cloudsync.maintain()")
     assert len(await ann.conflicts()) == 1
-    workshop.run("TRUNCATE notes")
+    workshop.run("DELETE FROM cloudsync.row_state")  # as a week after the row is gone
     workshop.run("SELECT cloudsync.maintain()")
     [(status, resolution)] = workshop.run("SELECT status, resolution FROM cloudsync.conflicts")
     assert (status, resolution) == ("resolved", {"choice": "gone"})
     workshop.run("UPDATE cloudsync.conflicts SET resolved_at = now() - interval '31 days'")
     workshop.run("SELECT cloudsync.maintain()")
     assert workshop.run("SELECT count(*) FROM cloudsync.conflicts") == [(0,)]
+
+
+async def test_another_key_closes_its_tables_conflicts_and_no_others(
+    workshop: Workshop, people: tuple[Person, Person]
+) -> None:
+    ann, bob = people
+    other = await contested(ann, bob)
+    workshop.run("CREATE TABLE tags (id text PRIMARY KEY, tenant_id text DEFAULT 'acme', title text)")
+    workshop.run("SELECT cloudsync.track('tags', conflict => 'manual')")
+    workshop.run("INSERT INTO tags VALUES ('of a tag', 'acme', 'old')")
+    workshop.run("UPDATE tags SET title = 'sql'")
+    await workshop.catalog.load(ann.connection)
+    change = ann.request("update", {"id": "of a tag"}, {"title": "ann"}, base_version=1)
+    answer = await ann.send(msgspec.structs.replace(change, table="tags"))
+    assert isinstance(answer, ChangeConfirmed)
+    closed = str(answer.conflict_id)
+    assert {c["conflict_id"] for c in await ann.conflicts()} == {other, closed}
+    workshop.run("ALTER TABLE tags ALTER COLUMN id TYPE integer USING length(id)")
+    await workshop.catalog.load(ann.connection)
+    assert [c["conflict_id"] for c in await ann.conflicts()] == [other]
+    assert not await ann.conflicts(table="tags")
+    assert await ann.refused(closed, "mine") == "unknown_conflict"
+    assert (await ann.applied(other, "mine")).outcome == "applied"
