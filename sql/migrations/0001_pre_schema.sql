@@ -2563,7 +2563,9 @@ BEGIN
             'base', c.base, 'base_audience', to_jsonb(c.base_audience), 'theirs', c.theirs, 'mine', c.mine,
             'by', c.mine_actor, 'theirs_by', c.theirs_actor)
         ELSE jsonb_build_object('id', c.id, 'revision', c.revision, 'fields', to_jsonb(c.fields), 'choice', p_choice, 'version', state.version, 'by', writer) END,
-        now_row.row_json, now_row.shard, state.audience);
+        -- Read by filters alone, for which the beginning of a long text is enough.
+        (SELECT now_row.row_json || coalesce(jsonb_object_agg(f.name, cloudsync.text_head(now_row.row_json ->> f.name)), '{}')
+         FROM jsonb_object_keys(cloudsync.text_columns(tracked)) AS f (name)), now_row.shard, state.audience);
     RETURN c.id;
 END
 $$;
@@ -2839,8 +2841,8 @@ GRANT EXECUTE ON FUNCTION cloudsync.edit_text(text, jsonb, integer), cloudsync.a
 
 -- Snapshots join versions; who else may see a row, and deleted rows, stay hidden.
 GRANT SELECT (table_id, key, version) ON cloudsync.row_state TO cloudsync_client;
--- Which conflicts are of rows that a user may see; what is in them the service reads.
-GRANT SELECT (id, tenant_id, table_id, key, status, created_at) ON cloudsync.conflicts TO cloudsync_client;
+-- Which conflicts are of rows that a user may see, and of which fields; what is in them the service reads.
+GRANT SELECT (id, tenant_id, table_id, key, fields, status, created_at) ON cloudsync.conflicts TO cloudsync_client;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA cloudsync TO cloudsync_analytics;
 REVOKE SELECT ON cloudsync.audit_log, cloudsync.audit_log_default, cloudsync.audit_heads, cloudsync.audit_progress

@@ -30,6 +30,8 @@ from cloudsync.sync.snapshot import assume, expression
 from cloudsync.tokens import Principal
 
 PAGE: Final = 50
+_PAGE_BYTES: Final = 1 << 20
+"""A page ends behind the conflict with which it has as much."""
 _PLACE: Final = re.compile(r"(\d{1,18})\.([0-9a-f-]{36})\Z")
 _UNCOUNTED_CLIENT: Final = "api"
 """In the stamp of a decision that came without a client id."""
@@ -40,11 +42,21 @@ SELECT DISTINCT t.schema_name || '.' || t.table_name
  WHERE c.tenant_id = %s AND c.status = 'open'
 """
 _OF_TABLE: Final = sql.SQL("""
-(SELECT c.id, c.created_at, ({row})::text AS row, coalesce((SELECT s.version FROM cloudsync.row_state AS s
-   WHERE s.table_id = {table_id} AND s.key = {key_text}), 0) AS version
+(SELECT c.id, c.created_at,
+        (SELECT coalesce(jsonb_object_agg(f.name, whole.row -> f.name), '{{}}')::text
+           FROM (SELECT {row} AS row OFFSET 0) AS whole, unnest(c.fields) AS f (name)) AS theirs,
+        coalesce((SELECT s.version FROM cloudsync.row_state AS s
+                   WHERE s.table_id = {table_id} AND s.key = {key_text}), 0) AS version
   FROM cloudsync.conflicts AS c JOIN {table} AS t ON {same}
  WHERE c.tenant_id = %(tenant)s AND c.status = 'open' AND c.table_id = {table_id} AND {wanted}
  ORDER BY c.created_at, c.id LIMIT %(limit)s)
+""")
+_FOUND: Final = sql.SQL("""
+SELECT id, theirs, version, octet_length(theirs), of_all FROM (
+    SELECT *, sum(octet_length(theirs)) OVER (ORDER BY created_at, id) - octet_length(theirs) AS bytes_before,
+           count(*) OVER () AS of_all
+      FROM (SELECT * FROM ({}) AS of_tables ORDER BY created_at, id LIMIT %(limit)s) AS found) AS sized
+ WHERE bytes_before < %(page_bytes)s ORDER BY created_at, id
 """)
 _BEHIND: Final = sql.SQL(
     "(c.created_at, c.id) > (timestamptz 'epoch' + %(at_us)s * interval '1 microsecond', %(id)s::uuid)"
@@ -53,7 +65,12 @@ _DETAILS: Final = """
 SELECT c.id, c.revision, t.schema_name || '.' || t.table_name, c.key::text, c.fields, c.base::text,
        c.base_audience, c.mine::text, c.mine_actor::text, c.theirs_actor::text,
        (extract(epoch FROM c.created_at) * 1000000)::bigint
-  FROM cloudsync.conflicts c JOIN cloudsync.tracked_tables t USING (table_id) WHERE c.id = ANY (%s)
+  FROM (SELECT *, sum(bytes) OVER (ORDER BY created_at, id) - bytes AS bytes_before
+          FROM (SELECT o.*, w.theirs_bytes + octet_length(concat(o.base, o.mine)) AS bytes
+                  FROM unnest(%s::uuid[], %s::integer[]) AS w (id, theirs_bytes)
+                  JOIN cloudsync.conflicts o USING (id)) AS sized) AS c
+  JOIN cloudsync.tracked_tables t USING (table_id)
+ WHERE bytes_before < %s ORDER BY c.created_at, c.id
 """
 _FIND: Final = """
 SELECT c.table_id, t.schema_name || '.' || t.table_name, c.key::text, c.fields, c.mine::text,
@@ -90,7 +107,8 @@ async def open_conflicts(
 
     Raises RequestError if `after` is no place, UnknownTable.
     """
-    wanted, parameters = sql.SQL("true"), {"tenant": principal.tenant, "limit": limit + 1}
+    wanted = sql.SQL("true")
+    parameters = {"tenant": principal.tenant, "limit": limit + 1, "page_bytes": _PAGE_BYTES}
     if only is not None:
         wanted, parameters["id"] = sql.SQL("c.id = %(id)s::uuid"), only
     elif after is not None:
@@ -108,21 +126,20 @@ async def open_conflicts(
         if not queries:
             return Page([], None)
         await assume(connection, principal)
-        query = sql.SQL("SELECT * FROM ({}) AS found ORDER BY created_at, id LIMIT %(limit)s").format(
-            sql.SQL(" UNION ALL ").join(queries)
-        )
-        cursor = await connection.execute(query, parameters)
-        rows = {id_: (row, version) for id_, _, row, version in await cursor.fetchall()}
+        cursor = await connection.execute(_FOUND.format(sql.SQL(" UNION ALL ").join(queries)), parameters)
+        rows = (await cursor.fetchall())[:limit]
         await connection.execute("SET LOCAL ROLE NONE")
-        cursor = await connection.execute(_DETAILS, (list(rows)[:limit],))
-        details = {detail[0]: detail for detail in await cursor.fetchall()}
-    found = [
-        _detected(details[id_], _raw(row), version, principal)
-        for id_, (row, version) in rows.items()
-        if id_ in details
-    ]
-    last = details[list(rows)[limit - 1]] if len(rows) > limit else None
-    return Page(found, None if last is None else f"{last[-1]}.{last[0]}")
+        ids, sizes = [row[0] for row in rows], [row[3] for row in rows]
+        cursor = await connection.execute(_DETAILS, (ids, sizes, _PAGE_BYTES))
+        details = await cursor.fetchall()
+    if not details:
+        return Page([], None)
+    theirs = {id_: (_raw(fields), version) for id_, fields, version, *_ in rows}
+    last, of_all = details[-1], rows[0][-1]
+    return Page(
+        [_detected(detail, *theirs[detail[0]], principal) for detail in details],
+        f"{last[-1]}.{last[0]}" if len(details) < of_all else None,
+    )
 
 
 async def resolve(
@@ -281,7 +298,7 @@ def _of_table(table: CatalogTable, wanted: sql.SQL) -> sql.Composable:
     )
 
 
-def _detected(detail: Any, row: Values, version: int, principal: Principal) -> ConflictDetected:
+def _detected(detail: Any, theirs: Values, version: int, principal: Principal) -> ConflictDetected:
     id_, revision, table, key, fields, base, audience, mine, by, theirs_by, _ = detail
     return ConflictDetected(
         conflict_id=str(id_),
@@ -291,7 +308,7 @@ def _detected(detail: Any, row: Values, version: int, principal: Principal) -> C
         fields=fields,
         version=version,
         base=readable_base(None if base is None else _raw(base), audience, principal.user),
-        theirs={name: row.get(name, NULL) for name in fields},
+        theirs={name: theirs.get(name, NULL) for name in fields},
         mine=_raw(mine),
         by=NULL if by is None else msgspec.Raw(by.encode()),
         theirs_by=NULL if theirs_by is None else msgspec.Raw(theirs_by.encode()),

@@ -331,6 +331,47 @@ async def test_pages_hold_what_the_user_sees_and_nothing_twice(
     assert not await bob.conflicts(table="others")
 
 
+async def test_long_values_end_a_page_early(
+    workshop: Workshop, people: tuple[Person, Person], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted are `theirs`, `base` and `mine`; what is not contested is not read at all."""
+    ann, _ = people
+    monkeypatch.setattr(manual, "_PAGE_BYTES", 2000)
+    workshop.run("INSERT INTO notes (id, title) SELECT n, 'old' FROM generate_series(2, 6) n")
+    for key, theirs, mine in (
+        (1, 10, 10), (2, 1500, 10), (3, 10, 1500), (4, 2500, 10), (5, 10, 2500), (6, 10, 10),
+    ):  # fmt: skip
+        workshop.run("UPDATE notes SET title = repeat('t', %s) WHERE id = %s", theirs, key)
+        await ann.confirmed("update", key, {"title": "m" * mine}, base_version=1)
+    workshop.run("UPDATE notes SET body = repeat('b', 9000) WHERE id < 4")
+    pages: list[list[int]] = []
+    after = None
+    while len(pages) < 10:
+        page = await manual.open_conflicts(ann.connection, workshop.catalog, ann.principal, after=after)
+        pages.append([msgspec.json.decode(conflict.key)["id"] for conflict in page.conflicts])
+        after = page.next
+        if after is None:
+            break
+    assert pages == [[1, 2, 3], [4], [5], [6]]
+
+
+async def test_the_log_holds_the_beginning_of_a_long_text(workshop: Workshop) -> None:
+    workshop.run("""SELECT cloudsync.track('notes', columns => '{"title": "manual", "body": "ot"}')""")
+    workshop.run("INSERT INTO notes (id, title, body) VALUES (1, 'old', repeat('x', 5000)), (2, 'old', NULL)")
+    ann, bob = await person(workshop), await person(workshop, "bob")
+    conflict_id = await contested(ann, bob)
+    await ann.applied(conflict_id, "mine")
+    workshop.run("UPDATE notes SET title = repeat('t', 5000) WHERE id = 2")
+    await ann.confirmed("update", 2, {"title": "ann"}, base_version=1)
+    logged = workshop.run(
+        """SELECT op::text, length("row" ->> 'body'), length("row" ->> 'title'), "row" ->> 'tenant_id'"""
+        " FROM cloudsync.change_log WHERE op IN ('k', 'r') ORDER BY id"
+    )
+    assert logged == [("k", 1024, 3, "acme"), ("r", 1024, 3, "acme"), ("k", None, 5000, "acme")]
+    [conflict] = await bob.conflicts()
+    assert conflict["theirs"] == {"title": "t" * 5000}
+
+
 async def test_what_is_refused_leaves_the_conflict_open(
     workshop: Workshop, people: tuple[Person, Person]
 ) -> None:
