@@ -34,7 +34,7 @@ from cloudsync.gateway.subscriptions import UnknownSubscription
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
 from cloudsync.protocol.messages import Error, PresenceRequest
-from cloudsync.registry.rooms import Member, News, Room, Said
+from cloudsync.registry.rooms import REFRESH_S, Member, News, Room, Said
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import open_snapshot
 
@@ -43,7 +43,10 @@ STATES_PER_S: Final = 10
 _TELL_EVERY_S: Final = 0.05
 _ROOM_BYTES_PER_S: Final = 2_000_000
 """What one topic's members may cost: with many watchers of many members, changes gather for longer."""
-_FORGET_EVERY_S: Final = 1.0
+_TURNS: Final = 10
+"""Looking after all topics takes so many turns of telling, which is about a second."""
+_AT_ONCE: Final = 100
+"""After so many topics everybody else on this gateway has a turn."""
 _LOOK_EVERY_S: Final = 0.2
 _RETRY_S: Final = 0.5
 _POOL_WAIT_S: Final = 5.0
@@ -81,16 +84,16 @@ class _Watcher:
 class _Topic:
     """A topic in which somebody takes part here."""
 
-    __slots__ = ("channel", "dirty", "heard", "room", "tell_due_s", "watchers")
+    __slots__ = ("channel", "heard", "id", "room", "tell_due_s", "watchers")
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, topic_id: str, room: Room) -> None:
+        self.id = topic_id
         self.room = room
         self.watchers: dict[Subscription, _Watcher] = {}
         self.channel: str | None = None
         """Where it is listened to; None: nowhere yet."""
         self.heard = False
         self.tell_due_s = 0.0
-        self.dirty = True
 
 
 class Presences:
@@ -111,6 +114,14 @@ class Presences:
         self._instance = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._topics: dict[str, _Topic] = {}
+        self._dirty: set[str] = set()
+        """Topics of which there may be something to tell."""
+        self._turn: list[str] = []
+        """Topics that have not been looked after yet in this round."""
+        self._moved: set[str] = set()
+        """Topics that were made or given up since the channels were followed last."""
+        self._followed: Keys | None = None
+        """The keys by which channels are followed; None: none is."""
         self._redis: Redis | None = None
         self._by_channel: dict[str, str] = {}
         self._listening: set[str] = set()
@@ -194,7 +205,7 @@ class Presences:
             return
         topic = self._topics.get(subscription.topic.id)
         if topic is None:
-            topic = self._topics[subscription.topic.id] = _Topic(Room(self._instance, self._numbers))
+            topic = self._open(subscription.topic.id)
         watcher = topic.watchers.get(subscription)
         if watcher is None:
             watcher = topic.watchers[subscription] = _Watcher()
@@ -204,6 +215,12 @@ class Presences:
             user, client = connection.principal.user, connection.client_id
             topic.room.enter(Member(watcher.member_id, user, client, watcher.since_ms, state))
         self._changed(topic)
+
+    def _open(self, topic_id: str) -> _Topic:
+        phase_s = hash(topic_id) % 1000 / 1000 * REFRESH_S
+        topic = self._topics[topic_id] = _Topic(topic_id, Room(self._instance, self._numbers, phase_s))
+        self._moved.add(topic_id)
+        return topic
 
     def _exclude(self, subscription: Subscription) -> None:
         self.left(subscription)
@@ -251,50 +268,67 @@ class Presences:
     # Telling
 
     def _changed(self, topic: _Topic) -> None:
-        topic.dirty = True
+        self._dirty.add(topic.id)
         self._wake.set()
 
     async def _keep_telling(self) -> None:
-        forget_due_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FORGET_EVERY_S):
+                async with asyncio.timeout(_TELL_EVERY_S if self._topics else None):
                     await self._wake.wait()
             self._wake.clear()
             now_s = time.monotonic()
-            if now_s >= forget_due_s:
-                forget_due_s = now_s + _FORGET_EVERY_S
-                for topic in self._topics.values():
-                    topic.room.forget(now_s)
-                    topic.dirty = True
-            try:
-                await self._publish_all(now_s)
-            except (RedisError, OSError) as error:
-                _log.info("presence not told", reason=type(error).__name__)
-            for topic_id, topic in list(self._topics.items()):
-                if topic.dirty and now_s >= topic.tell_due_s:
-                    topic.dirty = False
-                    self._tell(topic, now_s)
-                    if not topic.watchers and topic.room.silent:
-                        del self._topics[topic_id]
-                    elif not topic.watchers:  # who was the last is to be told of yet
-                        self._changed(topic)
-                elif topic.dirty:
-                    self._wake.set()
+            self._look_after_some(now_s)
+            due, self._dirty = self._dirty, set()  # what changes from here on is told in the next turn
+            reached = True
+            for number, topic_id in enumerate(due, 1):
+                topic = self._topics.get(topic_id)
+                if topic is not None:
+                    reached = reached and await self._publish(topic, now_s)
+                    self._tell_or_close(topic, now_s)
+                if number % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
             await asyncio.sleep(_TELL_EVERY_S)
 
-    async def _publish_all(self, now_s: float) -> None:
-        keys, redis = self._keys(), self._redis
-        if redis is None or keys is None:
+    def _look_after_some(self, now_s: float) -> None:
+        """Forget who is dead, and tell all where that is due: a share of the topics, by turns."""
+        if not self._turn:
+            self._turn = list(self._topics)
+        share = max(1, -(-len(self._topics) // _TURNS))
+        for topic_id in self._turn[-share:]:
+            topic = self._topics.get(topic_id)
+            if topic is not None:
+                topic.room.forget(now_s)
+                self._dirty.add(topic_id)
+        del self._turn[-share:]
+
+    async def _publish(self, topic: _Topic, now_s: float) -> bool:
+        """Tell the other gateways what has changed; False if Redis cannot be reached."""
+        redis = self._redis
+        if redis is None or topic.channel is None:
+            return True
+        said = topic.room.say(now_s, asks=not topic.heard)
+        topic.heard = True
+        if said is not None:
+            try:
+                await redis.publish(topic.channel, self._sealer.seal(_json(said), topic.channel.encode()))
+            except (RedisError, OSError) as error:
+                _log.info("presence not told", reason=type(error).__name__)
+                return False
+        return True
+
+    def _tell_or_close(self, topic: _Topic, now_s: float) -> None:
+        if now_s < topic.tell_due_s:
+            self._changed(topic)
             return
-        for topic in list(self._topics.values()):
-            if topic.channel is None or not topic.dirty:
-                continue
-            said = topic.room.say(now_s, asks=not topic.heard)
-            topic.heard = True
-            if said is not None:
-                sealed = self._sealer.seal(_json(said), topic.channel.encode())
-                await redis.publish(topic.channel, sealed)
+        self._tell(topic, now_s)
+        if topic.watchers:
+            return
+        if topic.room.silent:
+            del self._topics[topic.id]
+            self._moved.add(topic.id)
+        else:  # who was the last is to be told of yet
+            self._changed(topic)
 
     def _tell(self, topic: _Topic, now_s: float) -> None:
         """Tell this gateway's watchers what has changed; who is behind is told all of it later."""
@@ -308,7 +342,7 @@ class Presences:
                 continue
             if connection.busy:
                 watcher.told = False
-                topic.dirty = True
+                self._dirty.add(topic.id)
                 continue
             if watcher.told and change is not None:
                 text = f'{{"type":"presence","sub":{subscription.sub},{change}}}'
@@ -335,7 +369,7 @@ class Presences:
                 await asyncio.sleep(_RETRY_S)
             finally:
                 self._redis = None
-                self._by_channel = {}
+                self._followed, self._by_channel = None, {}
                 self._listening.clear()
                 for topic in self._topics.values():
                     topic.channel, topic.heard = None, False
@@ -369,15 +403,22 @@ class Presences:
         keys = self._keys()
         if keys is None:
             return
-        wanted = {keys.presence(topic_id): topic_id for topic_id in self._topics}
-        for channel in self._listening & wanted.keys():
-            topic = self._topics[wanted[channel]]
-            if topic.channel is None:  # it was left and entered anew meanwhile
+        moved, self._moved = self._moved, set()
+        old: set[str] = set()
+        if keys != self._followed:  # all channels have other names
+            old, moved = set(self._by_channel), set(self._topics)
+            self._followed, self._by_channel = keys, {}
+        new: set[str] = set()
+        for topic_id in moved:
+            channel, topic = keys.presence(topic_id), self._topics.get(topic_id)
+            if topic is None:
+                if self._by_channel.pop(channel, None) is not None:
+                    old.add(channel)
+            elif channel not in self._by_channel:
+                self._by_channel[channel] = topic_id
+                new.add(channel)
+            elif topic.channel is None and channel in self._listening:  # left and entered anew meanwhile
                 self._begin(topic, channel)
-        if wanted.keys() == self._by_channel.keys():
-            return
-        old, new = self._by_channel.keys() - wanted.keys(), wanted.keys() - self._by_channel.keys()
-        self._by_channel = wanted
         if old:
             self._listening -= old
             await pubsub.unsubscribe(*old)

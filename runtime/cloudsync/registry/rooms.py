@@ -70,10 +70,15 @@ class _Others:
 
 
 class Room:
-    """The members of one topic. `numbers` go on where a room is given up and made anew."""
+    """The members of one topic. `numbers` go on where a room is given up and made anew.
 
-    def __init__(self, gateway: str, numbers: Iterator[int]) -> None:
+    `phase_s` sets when in the course of `REFRESH_S` all are told again, so that many rooms of a gateway do it
+    at different times.
+    """
+
+    def __init__(self, gateway: str, numbers: Iterator[int], phase_s: float = 0.0) -> None:
         self._gateway = gateway
+        self._phase_s = phase_s
         self._numbers = numbers
         self._own: dict[str, Member] = {}
         self._said: dict[str, Member] = {}
@@ -148,7 +153,7 @@ class Room:
         if not (whole or here or gone or self._said_count != len(self._own)):
             return None
         if whole:
-            self.whole_due_s = now_s + REFRESH_S
+            self.whole_due_s = now_s + REFRESH_S - (now_s - self._phase_s) % REFRESH_S
         self._said, self._said_count = wanted, len(self._own)
         return Said(self._gateway, next(self._numbers), here, gone, len(self._own), whole, asks)
 

@@ -64,6 +64,20 @@ def test_a_refresh_mends_what_was_missed_and_answers_who_asks() -> None:
     assert [m.id for m in late.here()] == ["bob"]
 
 
+def test_rooms_that_began_at_once_refresh_at_different_times() -> None:
+    numbers = itertools.count(1)
+    rooms = [Room("a", numbers, phase_s / 10 * REFRESH_S) for phase_s in range(10)]
+    for one in rooms:
+        one.enter(member("ann"))
+        assert said(one, 100).whole
+    assert len({one.whole_due_s for one in rooms}) == 10
+    for one in rooms:
+        first_s = one.whole_due_s
+        assert 100 < first_s <= 100 + REFRESH_S
+        assert said(one, first_s).whole
+        assert REFRESH_S * 0.99 < one.whole_due_s - first_s <= REFRESH_S
+
+
 def test_older_messages_are_not_believed() -> None:
     here, there = room("a"), room("b")
     here.enter(member("ann"))
