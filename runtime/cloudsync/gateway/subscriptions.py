@@ -108,7 +108,7 @@ class Subscriptions:
         self.ended: Callable[[Subscription], None] | None = None
         """Told of each subscription that is over."""
         self.rebuilt: Callable[[Subscription], None] | None = None
-        """Told of each whose view is made anew: rows may leave it unheard."""
+        """Told of each whose view is made anew, at the beginning and the end: rows may leave it unheard."""
         self.directory: TopicDirectory | None = None
         """The registry of the current epoch; None while this gateway is not registered."""
 
@@ -200,8 +200,7 @@ class Subscriptions:
         """
         for hosted in list(self._hub.topics.values()):
             for subscription in hosted.subscriptions():
-                if self.rebuilt is not None:
-                    self.rebuilt(subscription)
+                self._tell_rebuilt(subscription)
                 building = subscription.held is not None and subscription.since is None
                 if subscription.task is not None:
                     subscription.task.cancel()
@@ -285,6 +284,7 @@ class Subscriptions:
                 self._give_up(subscription, error)
                 return
             if outcome is Outcome.LIVE:
+                self._tell_rebuilt(subscription)
                 self._unsettled.append(subscription)
             elif outcome is Outcome.VOID:
                 self._reset(subscription, "resync")
@@ -327,6 +327,7 @@ class Subscriptions:
         except Exception as error:  # noqa: BLE001 - as above
             self._give_up(subscription, error)
             return
+        self._tell_rebuilt(subscription)
         if subscription.table.has_manual:
             subscription.connection.control(ConflictReset(subscription.id))
         self._hub.deliver(subscription, subscription.release())  # (e) no wait from the last page to here
@@ -449,11 +450,14 @@ class Subscriptions:
         subscription.since = None
         subscription.whole = True
         subscription.begin_hold()
-        if self.rebuilt is not None:
-            self.rebuilt(subscription)
+        self._tell_rebuilt(subscription)
         subscription.connection.forget(subscription)
         subscription.connection.control(SubscriptionReset(subscription.id, reason))
         subscription.task = self._start(self._establish(subscription, with_snapshot=True))
+
+    def _tell_rebuilt(self, subscription: Subscription) -> None:
+        if self.rebuilt is not None:
+            self.rebuilt(subscription)
 
     # Topics
 

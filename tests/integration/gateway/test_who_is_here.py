@@ -14,6 +14,7 @@ import redis
 from cloudsync import client as cloudsync_client
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
+from integration.gateway.processes import OwnGateway
 from integration.path.world import Watcher, World, table_name
 from waiting import eventually_async
 
@@ -157,6 +158,43 @@ async def test_where_rows_have_readers_it_is_for_who_sees_the_row(world: World) 
     await bob.say({"cursor": 2})
     await bob.until({"bob": {"cursor": 2}})
     await ann.until({"ann": {"cursor": 1}})  # as it was: Ann hears of nobody any more
+
+
+async def test_who_loses_the_row_before_the_snapshot_takes_part_no_longer(world: World) -> None:
+    """What the snapshot has shown already is not told again: that the row went is not heard."""
+    name, large = table_name("own"), table_name("large")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', owner text)")
+    world.run(f"SELECT cloudsync.track('{name}', owner_column => 'owner')")
+    world.run(f"INSERT INTO {name} (id, owner) VALUES (1, 'ann')")
+    world.run(f"CREATE TABLE {large} (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme')")
+    world.run(f"SELECT cloudsync.track('{large}')")
+    with OwnGateway(world.platform, "one-snapshot", SNAPSHOTS_AT_ONCE="1") as gateway:
+        hog = await world.watch("acme", "hog", url=gateway.url)
+        witness = await world.watch("acme", "ann", url=gateway.url)
+        await witness.subscribe("w", name)
+        watcher = await world.watch("acme", "ann", url=gateway.url)
+        ann = Room(watcher, "s")
+        with world.connect() as locked:
+            locked.autocommit = False
+            locked.execute(f"LOCK TABLE {large} IN ACCESS EXCLUSIVE MODE")
+            await hog.subscribe("b", large, wait=False)
+            await eventually_async(lambda: _is_waited_for(world, large))
+            await watcher.subscribe("s", name, wait=False, where={"id": 1})
+            await watcher.until(lambda: watcher.control("subscribed"))
+            await ann.say({"cursor": 1})
+            await ann.until({"ann": {"cursor": 1}})
+            world.run(f"UPDATE {name} SET owner = 'bob'")
+            await witness.until(lambda: not witness.subscriptions["w"].rows)
+            assert not watcher.subscriptions["s"].complete
+            locked.rollback()
+        await watcher.error(code="forbidden", ref="presence:s")
+
+
+def _is_waited_for(world: World, table: str) -> bool:
+    with world.connect() as connection:
+        query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass)"
+        row = connection.execute(query, [table]).fetchone()
+        return bool(row and row[0])
 
 
 async def test_the_client_takes_part_and_comes_back(world: World, two_gateways: Platform, table: str) -> None:
