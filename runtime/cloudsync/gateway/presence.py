@@ -238,7 +238,8 @@ class Presences:
     async def _look(self, subscription: Subscription) -> None:
         connection = subscription.connection
         try:
-            seen = await self._sees(subscription)
+            # Named one row: views took part before their table was given readers, too.
+            seen = _names_one_row(subscription) and await self._sees(subscription)
         except (psycopg.Error, PoolTimeout):
             self.left(subscription)
             message = "Whether you may take part cannot be judged right now; try again."

@@ -91,6 +91,8 @@ class Subscriptions:
         self._pool = pool
         self._journal = journal
         self.catalog = Catalog()
+        self._catalog_lock = asyncio.Lock()
+        self._catalog_asked = self._catalog_read = 0
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
         self._spool_space = SpoolSpace(settings.spool_bytes)
         self.resumption = Resumption(
@@ -113,8 +115,15 @@ class Subscriptions:
         """The registry of the current epoch; None while this gateway is not registered."""
 
     async def load_catalog(self) -> None:
-        async with self._pool.connection(timeout=5) as connection:
-            await self.catalog.load(connection)
+        """Read the catalog as it is by now. One reading serves all who asked before it began."""
+        self._catalog_asked += 1
+        asked = self._catalog_asked
+        async with self._catalog_lock:  # and no older reading replaces a newer one
+            if self._catalog_read < asked:
+                reading = self._catalog_asked
+                async with self._pool.connection(timeout=5) as connection:
+                    await self.catalog.load(connection)
+                self._catalog_read = reading
 
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
@@ -289,8 +298,7 @@ class Subscriptions:
             elif outcome is Outcome.VOID:
                 self._reset(subscription, "resync")
             else:
-                if outcome is not Outcome.TRUNCATED:
-                    await self._reload_catalog()
+                await self._reload_catalog()
                 self._table_changed(subscription, outcome.value)
             return
 
@@ -382,8 +390,7 @@ class Subscriptions:
     # Tables that change
 
     async def _table_event(self, event: ChangeEvent) -> None:
-        if event.op in (SCHEMA, DROP):
-            await self._reload_catalog()
+        await self._reload_catalog()  # also at a TRUNCATE: tracked in another way, a table is told of as one
         for subscription in self._hub.on_table(event.table):
             self._table_changed(subscription, event.op)
 
@@ -408,12 +415,12 @@ class Subscriptions:
                 Error("table_dropped", f"{table} was dropped or is no longer tracked.", subscription.id)
             )
             return
-        if op in (SCHEMA, DROP) and not self._adopt(subscription):
+        if not self._adopt(subscription, op):
             return
         self._reset(subscription, "truncate" if op not in (SCHEMA, DROP) else "schema")
 
-    def _adopt(self, subscription: Subscription) -> bool:
-        """Take over a table's new columns; False if the subscription cannot go on with them."""
+    def _adopt(self, subscription: Subscription, op: str) -> bool:
+        """Take over a table's new columns and rules; False if the subscription cannot go on with them."""
         connection = subscription.connection
         try:
             table = self.catalog.find(subscription.table.name)
@@ -439,8 +446,10 @@ class Subscriptions:
                 )
             )
             return False
+        before, schema = subscription.table.schema(subscription.columns), table.schema(subscription.columns)
         subscription.table = table
-        connection.control(SubscriptionChanged(subscription.id, table.schema(subscription.columns)))
+        if op in (SCHEMA, DROP) or schema != before:
+            connection.control(SubscriptionChanged(subscription.id, schema))
         return True
 
     def _reset(self, subscription: Subscription, reason: str) -> None:

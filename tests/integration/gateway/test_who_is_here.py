@@ -190,6 +190,37 @@ async def test_who_loses_the_row_before_the_snapshot_takes_part_no_longer(world:
         await watcher.error(code="forbidden", ref="presence:s")
 
 
+async def test_a_table_that_is_given_readers_is_closed_for_who_took_part_before(world: World) -> None:
+    name = table_name("later")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', owner text)")
+    world.run(f"SELECT cloudsync.track('{name}')")
+    world.run(f"INSERT INTO {name} (id, owner) VALUES (1, 'bob'), (2, 'ann')")
+    rooms = {
+        "stranger": await enter(world, "ann", name, where={"id": 1}),
+        "everything": await enter(world, "ann", name),
+        "owner": await enter(world, "ann", name, where={"id": 2}),
+        "late": await enter(world, "ann", name, where={"id": 1}, gateway=1),
+    }
+    for who, room in rooms.items():
+        if who != "late":
+            await room.say({"cursor": 1})
+            await room.until({"ann": {"cursor": 1}})
+    world.run(f"SELECT cloudsync.track('{name}', owner_column => 'owner')")
+    for who in ("stranger", "everything"):
+        await rooms[who].watcher.error(code="forbidden", ref="presence:s")
+        assert not rooms[who].watcher.control("subscription.changed"), "its columns are as they were"
+    late = rooms["late"].watcher
+    await late.until(lambda: late.subscriptions["s"].complete and not late.subscriptions["s"].rows)
+    await rooms["late"].say({"cursor": 1})
+    await late.error(code="forbidden", ref="presence:s")
+    bob = await enter(world, "bob", name, where={"id": 1})
+    await bob.say({"cursor": 2})
+    await bob.until({"bob": {"cursor": 2}})
+    await rooms["owner"].say({"cursor": 3})
+    await rooms["owner"].until({"ann": {"cursor": 3}})
+    assert rooms["stranger"].states == {"ann": {"cursor": 1}}  # as it was: it hears of nobody any more
+
+
 def _is_waited_for(world: World, table: str) -> bool:
     with world.connect() as connection:
         query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass)"
