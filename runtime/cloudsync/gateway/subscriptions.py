@@ -320,6 +320,8 @@ class Subscriptions:
                 where = await canonical_where(database, table, request.where)
         if not connection.live:
             raise RequestError("The connection is closing.")
+        if self.catalog.find(request.table) != table:  # what changed it did not find this subscription
+            return await self._prepare(connection, request)
         topic = make_topic(self._keyring, tenant=connection.principal.tenant, table=table.name, where=where)
         subscription = Subscription(connection, request.id, topic, table, columns, request.mode)
         subscription.whole = request.snapshot

@@ -7,13 +7,19 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from cloudsync.gateway import subscriptions as module
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.subscriptions import Subscriptions
 from cloudsync.keyring import Keyring
+from cloudsync.protocol.messages import Subscribe
 from cloudsync.settings import Settings
+from cloudsync.sync.catalog import CatalogTable
 from waiting import eventually_async
+
+TABLE = CatalogTable(1, "public.t", "public", "t", ("id",), {}, "", "", "", "")
 
 
 @pytest.fixture
@@ -46,3 +52,21 @@ async def test_one_reading_serves_all_who_asked_before_it(
     readings[1].set()
     await asyncio.gather(*later)
     assert len(readings) == 2
+
+
+async def test_a_table_that_changes_while_its_filter_is_read_is_taken_as_it_is(
+    subscriptions: Subscriptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subscriptions.catalog._tables = {TABLE.name: TABLE}
+    now = msgspec.structs.replace(TABLE, restricted=True)
+
+    async def canonical_where(*_: Any) -> tuple[()]:
+        subscriptions.catalog._tables = {TABLE.name: now}
+        return ()
+
+    monkeypatch.setattr(module, "plain_where", lambda *_: None)
+    monkeypatch.setattr(module, "canonical_where", canonical_where)
+    connection: Any = SimpleNamespace(principal=SimpleNamespace(tenant="acme"), live=True, subscriptions={})
+    table, subscription = await subscriptions._prepare(connection, Subscribe("s", TABLE.name))
+    assert table.restricted
+    assert subscription.table.restricted
