@@ -56,6 +56,7 @@ class CommandLine:
                 **os.environ,
                 "JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION": "20",
                 "HOME": str(self._folder),
+                "CDK_DOCKER": "false",  # an image that is not there is no reason to ask anybody outside
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,
