@@ -178,7 +178,7 @@ class Hub:
         self.listeners: dict[str, Callable[[list[Matched]], None]] = {}
         """The gateway's own topics: who takes their events in place of connections."""
         self.departed: Callable[[Subscription], None] | None = None
-        """Told when a row leaves the view of one subscription."""
+        """Told when a row leaves a view, in tables whose rows have readers of their own."""
 
     def topic(self, topic: Topic) -> HostedTopic:
         hosted = self.topics.get(topic.id)
@@ -220,6 +220,7 @@ class Hub:
                         news = self._news(_for_all(matched), columns)
                     if news.events:
                         self._offer(subscription, news)
+                        self._tell_departed(subscription, news)
                 else:
                     self._tell_receipts(matched, subscription)
                     self.deliver(subscription, matched)
@@ -242,10 +243,10 @@ class Hub:
             verdict = verdict_for(event, bits, principal.user)
             if verdict is not None and not subscription.visibility.includes(event.xid):
                 own.append((event, verdict))
-                if verdict == "delete" and self.departed is not None:
-                    self.departed(subscription)
         if own:
-            self._offer(subscription, self._news(own, subscription.columns))
+            news = self._news(own, subscription.columns)
+            self._offer(subscription, news)
+            self._tell_departed(subscription, news)
         self.tell_conflicts(subscription, conflicts)
 
     def tell_conflicts(self, subscription: Subscription, matched: Iterable[Matched]) -> None:
@@ -264,6 +265,11 @@ class Hub:
         if subscription.told is not None:
             subscription.told += news.events
         subscription.connection.offer(subscription, news)
+
+    def _tell_departed(self, subscription: Subscription, news: News) -> None:
+        restricted = subscription.table.restricted
+        if restricted and self.departed is not None and any(v == "delete" for _, v in news.events):
+            self.departed(subscription)
 
     def _tell_receipts(self, matched: list[Matched], subscription: Subscription) -> None:
         """Of events whose readers differ. What a snapshot shows or is about to show counts as told by it."""

@@ -221,6 +221,21 @@ async def test_a_table_that_is_given_readers_is_closed_for_who_took_part_before(
     assert rooms["stranger"].states == {"ann": {"cursor": 1}}  # as it was: it hears of nobody any more
 
 
+async def test_a_row_of_everybody_that_goes_takes_its_members_along(world: World) -> None:
+    """Its key may come back as somebody's own."""
+    name = table_name("shared")
+    world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', readers text[])")
+    world.run(f"CREATE FUNCTION {name}_readers(r {name}) RETURNS text[] LANGUAGE sql STABLE RETURN r.readers")
+    world.run(f"SELECT cloudsync.track('{name}', audience => 'public.{name}_readers')")
+    world.run(f"INSERT INTO {name} (id) VALUES (1)")
+    ann = await enter(world, "ann", name, where={"id": 1})
+    assert ann.watcher.subscriptions["s"].rows
+    await ann.say({"cursor": 1})
+    await ann.until({"ann": {"cursor": 1}})
+    world.run(f"DELETE FROM {name}")
+    await ann.watcher.error(code="forbidden", ref="presence:s")
+
+
 def _is_waited_for(world: World, table: str) -> bool:
     with world.connect() as connection:
         query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = %s::regclass)"
