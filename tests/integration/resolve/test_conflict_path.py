@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -71,6 +72,9 @@ async def test_everybody_who_may_see_the_row_is_told_and_nobody_else(world: Worl
     assert told == {**mine, "by": told["by"]}
     assert (told["base"], told["theirs"], told["mine"]) == ({"a": "old"}, {"a": "sql"}, {"a": "ann"})
     assert told["by"]["client_id"] == ann.client_id
+    (sent,) = [frame for frame in bob.frames if b'"conflict.detected"' in frame]
+    values = sum(len(json.dumps(told[side]["a"])) for side in ("base", "theirs", "mine"))
+    assert len(sent) - values <= 500
     await bob.send({"type": "resolve", "id": 1, "conflict_id": conflict_id, "choice": "mine"})
     assert (await outcome(bob, 1))["outcome"] == "applied"
     over = await bob.until(lambda: about(bob, "conflict.resolved", conflict_id))
