@@ -9,6 +9,8 @@ routers' order (feed first, registry second) there is neither a gap nor a repeat
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -51,6 +53,8 @@ from cloudsync.sync.snapshot import open_snapshot
 from cloudsync.sync.where import canonical_columns, canonical_where, plain_where
 
 _RETRY_S: Final = 0.5
+_PATIENCE_S: Final = 3.0
+"""So long a new subscription waits for PostgreSQL: what a fail-over cut off is connected again by then."""
 
 _log = logs.get("gateway")
 
@@ -244,7 +248,7 @@ class Subscriptions:
 
     async def _subscribe(self, connection: Connection, request: Subscribe) -> None:
         try:
-            table, subscription = await self._prepare(connection, request)
+            table, subscription = await self._prepare_patiently(connection, request, within_s=_PATIENCE_S)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must not wait for ever
             self._refuse(connection, request, error)
             return
@@ -268,14 +272,15 @@ class Subscriptions:
         await self._catch_up(subscription)
 
     async def _prepare_patiently(
-        self, connection: Connection, request: Subscribe
+        self, connection: Connection, request: Subscribe, *, within_s: float = math.inf
     ) -> tuple[CatalogTable, Subscription]:
-        """As `_prepare`; while PostgreSQL is away a client that came back is not sent for a snapshot."""
+        """As `_prepare`, trying again while PostgreSQL is away: for ever where a client came back."""
+        deadline_s = time.monotonic() + within_s
         while True:
             try:
                 return await self._prepare(connection, request)
             except (psycopg.OperationalError, PoolTimeout):
-                if not connection.live:
+                if not connection.live or time.monotonic() > deadline_s:
                     raise
                 await asyncio.sleep(_RETRY_S)
 

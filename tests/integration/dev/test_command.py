@@ -117,7 +117,7 @@ def test_it_says_what_runs_where_and_what_to_do_next(terminal: _Terminal) -> Non
     for process in ("postgres", "valkey", "relay", "routing", "general", "beat", "gateway", "api"):
         assert any(line.split()[:2] == [process, "ready"] for line in terminal.lines), process
     for address in (running.api_url, *running.gateway_urls, " track todos --tenant", " tail todos --tenant"):
-        assert address in terminal.text
+        eventually(lambda address=address: address in terminal.text)
     assert "\x1b" not in terminal.text
     assert running.ready
     assert running.pid == terminal.process.pid
