@@ -97,6 +97,7 @@ class Gateway:
             min_size=1,
             max_size=settings.snapshots_at_once + 4,
             open=False,
+            check=AsyncConnectionPool.check_connection,  # after a fail-over those that lie here are dead
             kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
         )
         self.subscriptions = Subscriptions(
