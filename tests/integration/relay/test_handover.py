@@ -108,7 +108,7 @@ class Relay:
             await self.handover.take(batch)
 
     async def live(self) -> None:
-        await eventually_async(lambda: not self.handover.parked, 10)
+        await eventually_async(lambda: not self.handover.parked, 30)
 
 
 @pytest.fixture
