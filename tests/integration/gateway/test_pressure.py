@@ -209,7 +209,9 @@ async def test_sockets_stay_open_through_a_restart_of_redis(world: World) -> Non
     seen = await watcher.subscribe("s", table)
     world.run(f"INSERT INTO {table} VALUES (1, 'acme', 'before')")
     await watcher.until(lambda: seen.rows)
-    await watcher.until(lambda: watcher.control("heartbeat"))
+    # The second cursor from here on was read behind the row, which a replay from it does not bring again.
+    told = len(watcher.controls)
+    await watcher.until(lambda: sum(bool(frame.get("cursor")) for frame in watcher.controls[told:]) >= 2, 60)
     restarts = world.platform.processes["valkey"].restarts
     with redis.Redis.from_url(world.platform.redis_url) as client:
         client.execute_command("CONFIG", "SET", "appendfsync", "always")
@@ -220,8 +222,7 @@ async def test_sockets_stay_open_through_a_restart_of_redis(world: World) -> Non
     await watcher.until(lambda: len(seen.rows) == 2, 30)
     assert world.platform.processes["valkey"].restarts == restarts + 1
     assert watcher.closed is None
-    # What came behind the last watermark comes again: harmless, as clients compare versions.
-    assert [fault for fault in seen.faults if not fault.endswith("version 1 after 1")] == []
+    assert seen.faults == []
 
 
 async def test_keys_that_cannot_be_fetched_do_not_stop_a_client_for_good(world: World) -> None:
