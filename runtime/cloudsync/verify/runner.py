@@ -90,8 +90,9 @@ class Runner:
 
     async def run(self) -> Report:
         scratch = Scratch(self._target.postgres_url, self._program.tables, tenants=self._target.tenants)
-        await asyncio.to_thread(scratch.__enter__)
+        making = asyncio.create_task(asyncio.to_thread(scratch.__enter__))
         try:
+            await asyncio.shield(making)
             async with self._prepared(scratch):
                 for step in self._program.steps:
                     await self._step(step)
@@ -100,7 +101,9 @@ class Runner:
                 else:
                     await self._finish()
         finally:
-            await asyncio.shield(asyncio.to_thread(scratch.drop))
+            await asyncio.wait({making})  # an interrupt does not stop the thread that makes it
+            if making.exception() is None:
+                await asyncio.shield(asyncio.to_thread(scratch.drop))
         return self.report
 
     @contextlib.asynccontextmanager

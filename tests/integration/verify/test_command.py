@@ -16,7 +16,7 @@ from psycopg import sql
 
 from cloudsync.dev.databases import as_role
 from cloudsync.dev.platform import Platform
-from cloudsync.verify.program import Program, Put, Set, Shape, Subscribe, Transaction, encode
+from cloudsync.verify.program import Program, Put, Set, Settle, Shape, Subscribe, Transaction, encode
 from cloudsync.verify.scratch import PREFIX
 
 Eventually = Callable[..., Any]
@@ -24,6 +24,7 @@ PROGRAM = Program(
     tables=(Shape(columns=("numeric",), readers="members_and_owner"),),
     steps=(
         Subscribe(client=0, user=0),
+        Settle(),  # or a view that comes late has what follows in its snapshot
         Transaction((Put(key=1, owner=0), Put(key=2, owner=0))),
         Transaction((Set(column=3, value=1),)),
     ),
