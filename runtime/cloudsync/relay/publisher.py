@@ -28,13 +28,13 @@ _HEAD_EVERY_S: Final = 0.1
 _AWAITED_S: Final = 1.0
 _CLIENT_CHANGE: Final = b'"mutation_id"'
 # Each batch costs a round trip to PostgreSQL and one to each feed, whatever its size. Beyond a thousand
-# events a second commits gather for up to ten milliseconds, beyond four thousand for up to twenty-five:
+# events a second commits gather for up to ten milliseconds, beyond two and a half thousand for up to forty:
 # writers need the processor then, and a batch is decoded several times faster than as many events one by
 # one, between which the caches have gone cold. Below that the wait dies out by itself.
 _PACE_EVENT_S: Final = 0.001
 _PACE_S: Final = 0.010
-_BUSY_PACE_EVENT_S: Final = 0.000_25
-_BUSY_PACE_S: Final = 0.025
+_BUSY_PACE_EVENT_S: Final = 0.000_4
+_BUSY_PACE_S: Final = 0.040
 
 _log = logs.get("relay")
 
