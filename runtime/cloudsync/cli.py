@@ -545,6 +545,42 @@ def tenant_show(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Fol
             typer.echo(line)
 
 
+@tenant.command("attach")
+def tenant_attach(
+    tenant_id: TenantId,
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database",
+            metavar="REFERENCE",
+            help="postgresql://cloudsync_service@HOST:PORT/DATABASE?password_secret=ARN, no password.",
+        ),
+    ],
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
+    """Have a tenant served from a database of its own, from now on and without a restart; may be repeated."""
+    from cloudsync.settings import load
+    from cloudsync.tenants import command
+
+    within_s = load().tenant_refresh_s + 1
+    with _database(postgres_url, data, autocommit=True) as connection:
+        said, warnings = command.attach(connection, tenant_id, database, within_s=within_s)
+    typer.echo(said)
+    for warning in warnings:
+        typer.echo(f"Warning: {warning}", err=True)
+
+
+@tenant.command("detach")
+def tenant_detach(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+    """Have a tenant served from the shared database again; the rows of its own stay where they are."""
+    from cloudsync.settings import load
+    from cloudsync.tenants import command
+
+    with _database(postgres_url, data, autocommit=True) as connection:
+        typer.echo(command.detach(connection, tenant_id, within_s=load().tenant_refresh_s + 1))
+
+
 @tenant.command("disable")
 def tenant_disable(tenant_id: TenantId, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
     """Close a tenant's connections, and let nobody of it in until it is enabled again."""

@@ -167,6 +167,12 @@ class ClientRefused(AccessError):
     code = "unknown_client"
 
 
+class DatabaseAway(PlatformError):
+    """The database of your tenant cannot be used right now; try again."""
+
+    code = "unavailable"
+
+
 class TenantDisabled(AccessError):
     """The tenant is disabled."""
 

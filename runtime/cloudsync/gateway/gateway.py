@@ -53,7 +53,7 @@ from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
 from cloudsync.sync.differential import reaches_back
 from cloudsync.sync.snapshot import SESSION_OPTIONS
-from cloudsync.tenants.directory import Special, TenantDirectory, read_special
+from cloudsync.tenants.directory import Listed, TenantDirectory, read_special
 from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
@@ -325,7 +325,7 @@ class Gateway:
             self._canaries.run(self.subscriptions.directory),
         )
 
-    async def _read_tenants(self) -> list[Special]:
+    async def _read_tenants(self) -> Listed:
         try:
             async with asyncio.timeout(5), self.pool.connection(timeout=5) as connection:
                 return await read_special(connection)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cloudsync.errors import ConfigurationError, TenantRefused
-from cloudsync.tenants import partitions, records
+from cloudsync.tenants import attachment, partitions, records
 from cloudsync.tenants.records import Plan, Tenant
 
 _LENGTH: Final = 200
@@ -18,10 +18,7 @@ _LENGTH: Final = 200
 
 def create(conn: Connection[Any], tenant_id: str, *, name: str | None, plan: Plan) -> Iterator[str]:
     """Record a tenant and give its rows the place of its plan. Raises TenantExists, TenantRefused."""
-    if not tenant_id or len(tenant_id) > _LENGTH or tenant_id != tenant_id.strip() or "\0" in tenant_id:
-        raise ConfigurationError(
-            f"A tenant's id is text of at most {_LENGTH} characters, as its tokens have it."
-        )
+    _refuse_malformed(tenant_id)
     _refuse_dedicated(plan)
     records.create(conn, Tenant(tenant_id, name or tenant_id, "shared", None, "active"))
     yield f"Created the tenant {tenant_id}."
@@ -31,13 +28,44 @@ def create(conn: Connection[Any], tenant_id: str, *, name: str | None, plan: Pla
 
 def move(conn: Connection[Any], tenant_id: str, *, plan: Plan) -> Iterator[str]:
     """Put the tenant's rows where another plan has them; a repeat takes up what was left or came since."""
-    records.find(conn, tenant_id)
+    if records.find(conn, tenant_id).database is not None:
+        raise TenantRefused(
+            f"The tenant {tenant_id} has a database of its own.",
+            hint="`cloudsync tenant detach` gives it back to the shared one first.",
+        )
     _refuse_dedicated(plan)
     act = partitions.separate if plan == "partitioned" else partitions.unite
     for moved in act(conn, tenant_id):
         yield f"{moved.table}: {moved.partition or 'default partition'}, {moved.rows} rows moved."
     records.set_plan(conn, tenant_id, plan)
     yield f"The tenant {tenant_id} is {plan}."
+
+
+def attach(
+    conn: Connection[Any], tenant_id: str, reference: str, *, within_s: float
+) -> tuple[str, list[str]]:
+    """Have a tenant served from a database of its own: what was done, and what is to be warned of.
+
+    Raises TenantRefused, ConfigurationError.
+    """
+    _refuse_malformed(tenant_id)
+    done, unseen = attachment.attach(conn, tenant_id, reference)
+    warnings = [f"Whether {table} has rows of the tenant cannot be seen by this role." for table in unseen]
+    doubt = attachment.doubt(reference)
+    if doubt is not None:
+        warnings.append(doubt)
+    if done == "as it was":
+        return f"The tenant {tenant_id} is attached to this database already.", warnings
+    which = "a" if done == "attached" else "another"
+    said = f"The tenant {tenant_id} is served from {which} database of its own within about {within_s:.0f} s."
+    return said, warnings
+
+
+def detach(conn: Connection[Any], tenant_id: str, *, within_s: float) -> str:
+    """Have a tenant served from the shared database again. Raises UnknownTenant."""
+    if not attachment.detach(conn, tenant_id):
+        return f"The tenant {tenant_id} is in the shared database already."
+    return f"The tenant {tenant_id} is served from the shared database within about {within_s:.0f} s."
 
 
 def disable(conn: Connection[Any], tenant_id: str, *, within_s: float) -> str:
@@ -68,13 +96,21 @@ def show(conn: Connection[Any], tenant_id: str) -> Iterator[str]:
     yield f"{tenant.id}  {tenant.name}  {tenant.plan}  {tenant.status}"
     if tenant.database is not None:
         yield f"database  {tenant.database}"
+        return
     for table, partition in partitions.places(conn, tenant_id):
         yield f"{table}  {partition or 'default partition'}"
+
+
+def _refuse_malformed(tenant_id: str) -> None:
+    if not tenant_id or len(tenant_id) > _LENGTH or tenant_id != tenant_id.strip() or "\0" in tenant_id:
+        raise ConfigurationError(
+            f"A tenant's id is text of at most {_LENGTH} characters, as its tokens have it."
+        )
 
 
 def _refuse_dedicated(plan: Plan) -> None:
     if plan == "dedicated":
         raise TenantRefused(
             "A dedicated tenant has a database of its own, which this command does not make.",
-            hint="See runbooks/add-a-tenant.md.",
+            hint="`cloudsync tenant attach` records it: runbooks/add-a-tenant.md.",
         )

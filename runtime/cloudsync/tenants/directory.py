@@ -20,6 +20,7 @@ from cloudsync.errors import TenantDisabled
 
 _QUERY: Final = """
 SELECT id, status, database FROM cloudsync.tenants WHERE status <> 'active' OR database IS NOT NULL
+ORDER BY created_at, id
 """
 _log = logs.get("tenants")
 
@@ -32,11 +33,26 @@ class Special(NamedTuple):
     database: str | None
 
 
-async def read_special(connection: AsyncConnection[Any]) -> list[Special]:
+class Listed(NamedTuple):
+    """Every tenant that is not like the rest, the oldest first, and which database this was read from."""
+
+    tenants: list[Special]
+    database_id: str | None
+
+
+async def read_special(connection: AsyncConnection[Any]) -> Listed:
     """Every tenant that is disabled or has a database of its own. Raises psycopg errors."""
     async with connection.cursor(row_factory=class_row(Special)) as cursor:
         await cursor.execute(_QUERY)
-        return await cursor.fetchall()
+        tenants = await cursor.fetchall()
+    return Listed(tenants, await read_database_id(connection))
+
+
+async def read_database_id(connection: AsyncConnection[Any]) -> str | None:
+    """Which database a connection leads to; None before its relay has begun. Raises psycopg errors."""
+    cursor = await connection.execute("SELECT database_id FROM cloudsync.relay_state")
+    row = await cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
 class TenantDirectory:
@@ -45,19 +61,27 @@ class TenantDirectory:
     `read` is `read_special` on the process's own connections; it must end by itself.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[list[Special]]], *, refresh_s: float) -> None:
+    def __init__(self, read: Callable[[], Awaitable[Listed]], *, refresh_s: float) -> None:
         self._read = read
         self._refresh_s = refresh_s
         self.known = False
         """Whether it was read at least once. Before, nobody may be let in on its word."""
         self.disabled: frozenset[str] = frozenset()
         self.databases: Mapping[str, str] = {}
-        """Dedicated tenants' databases, by tenant."""
+        """References of dedicated tenants' databases, by tenant, the oldest tenant first."""
+        self.shared_id: str | None = None
+        """The id of the shared database."""
+        self.refreshed: Callable[[], None] | None = None
+        """Called after each reading."""
 
     def admit(self, tenant: str) -> None:
         """Raises TenantDisabled."""
         if tenant in self.disabled:
             raise TenantDisabled
+
+    def is_at_home(self, tenant: str, owner: str | None) -> bool:
+        """Whether a tenant's rows are in the database of `owner`; None: in the shared one."""
+        return owner == (tenant if tenant in self.databases else None)
 
     async def run(self) -> None:
         """Keep reading until cancelled."""
@@ -70,11 +94,14 @@ class TenantDirectory:
 
     async def refresh(self) -> None:
         """Read once. Raises psycopg errors, PoolTimeout or TimeoutError."""
-        tenants = await self._read()
+        tenants, database_id = await self._read()
         # Who has a database of its own is not served here: its rows would be written to this one.
         disabled = frozenset(t.id for t in tenants if t.status != "active" or t.database is not None)
         for tenant_id in sorted(disabled ^ self.disabled):
             _log.info("disabled" if tenant_id in disabled else "enabled", tenant=tenant_id)
         self.disabled = disabled
         self.databases = {tenant.id: tenant.database for tenant in tenants if tenant.database is not None}
+        self.shared_id = database_id or self.shared_id
         self.known = True
+        if self.refreshed is not None:
+            self.refreshed()
