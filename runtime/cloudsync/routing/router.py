@@ -1,4 +1,4 @@
-"""One routing step and the lingering loop around it: feeds in, deliveries out, `done` moved.
+"""One database's routing step: feeds in, deliveries out, `done` moved.
 
 Serial per shard (a lease), parallel across shards. What arrives during a step is taken by the next one as
 a larger batch. Order inside a step: read the feeds first, bring the registry up to date second, match
@@ -8,7 +8,6 @@ third; the reverse could miss a subscription.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
 import redis
@@ -39,10 +38,6 @@ from cloudsync.settings import Settings
 from cloudsync.sharding import SHARDS
 
 _STREAM_TTL_MS: Final = 3_600_000
-_BLOCK_MS: Final = 250
-_SHARE_EVERY_S: Final = 0.5
-_JOIN_S: Final = 1.5
-_JOIN_EVERY_S: Final = 0.05
 _ENTRIES_FIRST: Final = 16
 _ENTRIES_LAST: Final = 64
 
@@ -50,11 +45,11 @@ _log = logs.get("routing")
 
 
 class Router:
-    """Routes the shards that it can lease, until they are idle, its slice is over, or it is told to stop."""
+    """Routes the shards of one database that it can lease; `slice.py` has the loop around it."""
 
     def __init__(self, client: redis.Redis, keys: Keys, keyring: Keyring, settings: Settings) -> None:
         self._redis = client
-        self._keys = keys
+        self.keys = keys
         self._keyring = keyring
         self._settings = settings
         self._sealer = keyring.sealer()
@@ -68,55 +63,21 @@ class Router:
         self._release = client.register_script(RELEASE)
         self._done: dict[int, Position] = {}
         self._renew_due = 0.0
-        self._outdated = False
-        self._count = _ENTRIES_FIRST
-        self.routed_events = 0
-        self._counted = recorder.counter(EVENTS, stage="routing")
-
-    def linger(self, stop: Callable[[], bool]) -> int:
-        """Route until idle, out of time, or `stop()`; returns the number of events routed.
-
-        Shards that nobody serves are leased as they come free; when more routers are at work than when
-        the slice began, the surplus is given back.
-        """
-        began = active = time.monotonic()
-        share_due = 0.0
+        self.outdated = False
+        """Whether its epoch is over."""
+        self.count = _ENTRIES_FIRST
+        """How many entries of a feed to read at once."""
         for script in (DELIVER, ROUTED):
-            self._redis.script_load(script)
-        try:
-            while not stop():
-                now = time.monotonic()
-                if (
-                    now - began > self._settings.routing_slice_s
-                    or now - active > self._settings.routing_idle_s
-                ):
-                    break
-                if now >= share_due:
-                    self._share()
-                    share_due = now + (_SHARE_EVERY_S if self._done else _JOIN_EVERY_S)
-                if self._outdated:
-                    break  # nothing will come here any more, and the new epoch needs a worker
-                if now >= self._renew_due:
-                    self._renew_leases()
-                if not self._done:
-                    # All shards are served by others, who give some back at their next look: wait for that.
-                    if now - active > _JOIN_S:
-                        break
-                    time.sleep(_JOIN_EVERY_S)
-                    continue
-                if self._step(_BLOCK_MS):
-                    active = time.monotonic()
-        finally:
-            self._leave()
-        return self.routed_events
+            client.script_load(script)
+        self._counted = recorder.counter(EVENTS, stage="routing")
 
     def behind(self) -> bool:
         """Whether a feed holds more than has been routed."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for shard in range(SHARDS):
-                pipeline.hget(self._keys.tail(shard), "id")
-                pipeline.get(self._keys.done(shard))
-                pipeline.exists(self._keys.lock(shard))
+                pipeline.hget(self.keys.tail(shard), "id")
+                pipeline.get(self.keys.done(shard))
+                pipeline.exists(self.keys.lock(shard))
             answers = pipeline.execute()
         return any(
             tail and _position(tail) > _position(done) and not locked
@@ -125,13 +86,18 @@ class Router:
 
     # Leases
 
-    def _share(self) -> None:
+    @property
+    def holds(self) -> bool:
+        """Whether it has leased any shard."""
+        return bool(self._done)
+
+    def share(self) -> None:
         """Hold a fair share of the shards: all of them if alone, a part when others are at work."""
         with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.eval(JOIN, 1, self._keys.routers, self._token, self._settings.routing_lease_ms)
-            pipeline.get(epoch_key(self._keys.database_id))
+            pipeline.eval(JOIN, 1, self.keys.routers, self._token, self._settings.routing_lease_ms)
+            pipeline.get(epoch_key(self.keys.database_id))
             routers, epoch = pipeline.execute()
-        self._outdated = epoch is not None and text_of(epoch) != self._keys.epoch
+        self.outdated = epoch is not None and text_of(epoch) != self.keys.epoch
         fair = -(-SHARDS // max(1, routers))
         surplus = list(self._done)[fair:]
         if surplus:
@@ -142,54 +108,59 @@ class Router:
     def _take(self, wanted: int) -> None:
         free = [s for s in range(SHARDS) if s not in self._done]
         taken: Any = self._lease(
-            keys=[self._keys.lock(s) for s in free],
+            keys=[self.keys.lock(s) for s in free],
             args=[self._token, self._settings.routing_lease_ms, wanted],
         )
         shards = [free[i - 1] for i in taken]
         if not shards:
             return
-        done: Any = self._redis.mget([self._keys.done(s) for s in shards])
+        done: Any = self._redis.mget([self.keys.done(s) for s in shards])
         for shard, position in zip(shards, done, strict=True):
             self._done[shard] = _position(position)
 
-    def _renew_leases(self) -> None:
+    def renew(self, now_s: float) -> None:
+        """Keep the leases, when it is time to."""
+        if now_s < self._renew_due:
+            return
         shards = list(self._done)
         lost: Any = self._renew(
-            keys=[self._keys.lock(s) for s in shards], args=[self._token, self._settings.routing_lease_ms]
+            keys=[self.keys.lock(s) for s in shards], args=[self._token, self._settings.routing_lease_ms]
         )
         for index in lost:
             del self._done[shards[index - 1]]
         self._renew_due = time.monotonic() + self._settings.routing_lease_ms / 4000
 
     def _give_back(self, shards: list[int]) -> None:
-        self._release(keys=[self._keys.lock(s) for s in shards], args=[self._token])
+        self._release(keys=[self.keys.lock(s) for s in shards], args=[self._token])
         for shard in shards:
             del self._done[shard]
 
-    def _leave(self) -> None:
-        self._redis.zrem(self._keys.routers, self._token)
+    def leave(self) -> None:
+        """Give everything back."""
+        self._redis.zrem(self.keys.routers, self._token)
         if self._done:
             self._give_back(list(self._done))
 
     # One step
 
-    def _step(self, block_ms: int) -> int:
-        streams: Any = {self._keys.feed(s): done.entry_id for s, done in self._done.items()}
-        with self._redis.pipeline(transaction=False) as pipeline:
-            # One round trip: Redis runs the second command when the first has stopped blocking.
-            pipeline.xread(streams, count=self._count, block=block_ms)
-            self._registry.ask(pipeline)
-            answer, log = pipeline.execute()
-        if not answer:
-            return 0
-        by_feed = {self._keys.feed(s): s for s in self._done}
+    def streams(self) -> dict[str, str]:
+        """The feeds of the shards that it holds, and from where on each is to be read."""
+        return {self.keys.feed(s): done.entry_id for s, done in self._done.items()}
+
+    def ask(self, pipeline: redis.client.Pipeline) -> None:
+        """Queue, behind the command that reads the feeds, the one that reads the registry's log."""
+        self._registry.ask(pipeline)
+
+    def route(self, answer: list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]], log: Any) -> int:
+        """Route what was read from the feeds, and then from the log; returns the number of events."""
+        by_feed = {self.keys.feed(s): s for s in self._done}
         batches: dict[int, tuple[Position, list[ChangeEvent]]] = {}
         for feed, entries in answer:
             shard = by_feed[feed.decode()]
             batches[shard] = self._read(shard, entries)
         # Many entries a read under load, few while it is quiet: bounded memory, and little waits unread.
-        full = any(len(entries) >= self._count for _, entries in answer)
-        self._count = min(self._count * 2, _ENTRIES_LAST) if full else max(self._count // 2, _ENTRIES_FIRST)
+        full = any(len(entries) >= self.count for _, entries in answer)
+        self.count = min(self.count * 2, _ENTRIES_LAST) if full else max(self.count // 2, _ENTRIES_FIRST)
 
         events = [event for _, part in batches.values() for event in part]
         self._registry.refresh(log, {e.tenant for e in events if e.tenant is not None})
@@ -209,7 +180,6 @@ class Router:
                 outgoing.setdefault(gateway_id, []).append((end, delivery))
         refused = self._send(outgoing)
         self._move_done({s: end for s, (end, _) in batches.items()}, trails, refused)
-        self.routed_events += len(events)
         self._counted.add(len(events))
         return len(events)
 
@@ -219,7 +189,7 @@ class Router:
         events: list[ChangeEvent] = []
         done = self._done[shard]
         for entry_id, fields in entries:
-            sealed_at = self._keys.entry_context(shard, entry_id.decode())
+            sealed_at = self.keys.entry_context(shard, entry_id.decode())
             opened = decode_events(self._keyring.open(fields[b"d"], sealed_at))
             events += [e for e in opened if e.position > done] if opened[0].position <= done else opened
         return Position.from_entry_id(entries[-1][0]), events
@@ -266,7 +236,7 @@ class Router:
         return deliveries
 
     def _live_gateways(self) -> list[str]:
-        members: Any = self._redis.zrange(self._keys.gateways, 0, -1)
+        members: Any = self._redis.zrange(self.keys.gateways, 0, -1)
         return [m.decode() for m in members]
 
     def _send(self, outgoing: dict[str, list[tuple[Position, Delivery]]]) -> set[str]:
@@ -279,12 +249,12 @@ class Router:
                 places = [(delivery.shard, end.entry_id) for end, delivery in parts]
                 sealed = self._sealer.seal(
                     encode_deliveries([delivery for _, delivery in parts]),
-                    self._keys.delivery_context(gateway_id, places),
+                    self.keys.delivery_context(gateway_id, places),
                 )
                 names = [
-                    self._keys.stream(gateway_id),
-                    self._keys.sent(gateway_id),
-                    self._keys.token(gateway_id),
+                    self.keys.stream(gateway_id),
+                    self.keys.sent(gateway_id),
+                    self.keys.token(gateway_id),
                 ]
                 budget = self._settings.gateway_stream_budget_bytes
                 arguments = [argument for place in places for argument in place]
@@ -306,10 +276,10 @@ class Router:
                 pipeline.evalsha(
                     self._routed.sha,
                     4,
-                    self._keys.lock(shard),
-                    self._keys.done(shard),
-                    self._keys.audit(shard),
-                    self._keys.audit_size(shard),
+                    self.keys.lock(shard),
+                    self.keys.done(shard),
+                    self.keys.audit(shard),
+                    self.keys.audit_size(shard),
                     self._token,
                     self._settings.routing_lease_ms,
                     self._done[shard].entry_id,
@@ -329,7 +299,7 @@ class Router:
         if not self._settings.audit_enabled:
             return b""
         told = encode_routed(trail.events(refused))
-        return self._sealer.seal(told, self._keys.audit_context(shard, end.entry_id))
+        return self._sealer.seal(told, self.keys.audit_context(shard, end.entry_id))
 
 
 def _position(entry_id: bytes | str | None) -> Position:

@@ -20,6 +20,7 @@ from cloudsync.routing import database
 from cloudsync.routing.application import MAINTAIN_EVERY_S, SWEEP_EVERY_S, application, stopping
 from cloudsync.routing.pace import is_due, is_stale
 from cloudsync.routing.router import Router
+from cloudsync.routing.slice import Slice
 from cloudsync.routing.subscriber import start_router
 from cloudsync.settings import current
 from cloudsync.sharding import SHARDS
@@ -40,22 +41,27 @@ def _keyring() -> Keyring:
     return open_keyring(current())
 
 
+def _router(keys: Keys) -> Router:
+    return Router(_redis(), keys, _keyring(), current())
+
+
 @application.task(name="cloudsync.route")
 def route(database_id: str, epoch: str, since_ms: int) -> None:
-    """Lease shards of a database, route what waits in them, and linger for more."""
+    """Lease shards of a database and of the others that have clients, route, and linger for more."""
     if stopping.value:
         return
     keys = Keys(database_id, epoch)
-    router = Router(_redis(), keys, _keyring(), current())
     began = time.monotonic()
     try:
         if is_stale(_redis(), keys, since_ms):
             return
-        events = router.linger(lambda: bool(stopping.value))
+        part = Slice(_redis(), _router(keys), current(), make=_router)
+        events = part.linger(lambda: bool(stopping.value))
         _log.debug("slice over", events=events, seconds=round(time.monotonic() - began, 3))
         # What arrived between the last read and the release found every shard still leased.
-        if router.behind():
-            start_router(_redis(), keys)
+        for router in part.routers:
+            if router.behind():
+                start_router(_redis(), router.keys)
     except (RedisError, OperationalError) as error:
         # What was read and not marked as routed is routed again: the subscriber and the sweep see to it.
         _log.warning("Redis cannot be used", reason=type(error).__name__, detail=str(error)[:200])

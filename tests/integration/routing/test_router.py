@@ -12,12 +12,13 @@ import redis.asyncio
 from cloudsync.events import CREATE, UPDATE, Position
 from cloudsync.feeds.connection import connect, connect_async
 from cloudsync.feeds.feed import FeedWriter
-from cloudsync.feeds.keys import Keys, epoch_key
+from cloudsync.feeds.keys import DATABASES, Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.filters import Condition
 from cloudsync.registry.gateways import GatewayRegistration
 from cloudsync.registry.topics import Topic, TopicDirectory, make_topic
 from cloudsync.routing.router import Router
+from cloudsync.routing.slice import Slice, read
 from cloudsync.settings import Settings
 from integration.routing.flow import append, delivered_positions, deliveries, fresh_keys, make_event
 from waiting import eventually, eventually_async
@@ -51,6 +52,9 @@ class Running:
     def __init__(self, url: str, keys: Keys, settings: Settings = SETTINGS) -> None:
         self.client = connect(url)
         self.router = Router(self.client, keys, KEYRING, settings)
+        self.slice = Slice(
+            self.client, self.router, settings, make=lambda keys: Router(self.client, keys, KEYRING, settings)
+        )
         self.error: BaseException | None = None
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -58,7 +62,7 @@ class Running:
 
     def _run(self) -> None:
         try:
-            self.router.linger(self._halt.is_set)
+            self.slice.linger(self._halt.is_set)
         except BaseException as error:  # noqa: BLE001 - looked at by the test
             self.error = error
 
@@ -88,6 +92,11 @@ def start(redis_url: str, keys: Keys) -> Iterator[type[Running]]:
     for one in running:
         one.stop()
         one.client.close()
+
+
+def step(router: Router) -> int:
+    """What has come for one router, routed; the number of events."""
+    return sum(each.route(entries, log) for each, entries, log in read(router._redis, [router], 10))
 
 
 def topic(where: tuple[Condition, ...] = (), tenant: str = "acme") -> Topic:
@@ -162,7 +171,7 @@ async def test_two_routers_share_the_shards_and_a_killed_ones_are_taken_over(
         lsn += 10
         await append(writer, *[make_event(lsn, ordinal=n + 1, shard=n) for n in range(16)])
     # Killed: its connection breaks in the middle, and it gives nothing back.
-    two.router._leave = lambda: None  # type: ignore[method-assign]
+    two.router.leave = lambda: None  # type: ignore[method-assign]
     two.router._registry = None  # type: ignore[assignment]
     for _ in range(20):
         lsn += 10
@@ -183,7 +192,7 @@ async def test_a_lease_lost_in_the_middle_moves_nothing(
     writer = FeedWriter(client, keys, KEYRING)
     await append(writer, make_event(10))
     sleeper = Router(connect(redis_url), keys, KEYRING, SETTINGS)
-    sleeper._share()
+    sleeper.share()
     refresh = sleeper._registry.refresh
 
     def fall_asleep(*arguments: object) -> None:
@@ -192,9 +201,7 @@ async def test_a_lease_lost_in_the_middle_moves_nothing(
         refresh(*arguments)  # type: ignore[arg-type]
 
     sleeper._registry.refresh = fall_asleep  # type: ignore[method-assign]
-    for script in ("_deliver", "_routed"):
-        sleeper._redis.script_load(getattr(sleeper, script).script)
-    sleeper._step(10)
+    step(sleeper)
     assert 0 not in sleeper._done
     assert blocking.get(keys.done(0)) == b"10-1"
     assert blocking.get(keys.lock(0)) == b"another"
@@ -207,11 +214,9 @@ async def test_a_topic_that_is_registered_after_the_feed_was_read_is_seen(
     writer = FeedWriter(client, keys, KEYRING)
     await host(client, keys)
     router = Router(connect(redis_url), keys, KEYRING, SETTINGS)
-    for script in ("_deliver", "_routed"):
-        router._redis.script_load(getattr(router, script).script)
-    router._share()
+    router.share()
     await append(writer, make_event(5))
-    router._step(10)  # the registry is known now, and holds nothing
+    step(router)  # the registry is known now, and holds nothing
     ask = router._registry.ask
     directory = TopicDirectory(client, keys, KEYRING, "gw1")
 
@@ -240,7 +245,7 @@ async def test_a_topic_that_is_registered_after_the_feed_was_read_is_seen(
 
         router._registry.ask = late  # type: ignore[method-assign]
         await append(writer, make_event(10, row={"id": 1}))
-        assert router._step(10) == 1
+        assert step(router) == 1
         assert other.xlen(keys.stream("gw1")) == 1
 
 
@@ -290,3 +295,53 @@ async def test_a_new_epoch_ends_what_lingers_in_the_old_one(
     await client.set(epoch_key(keys.database_id), "another")
     eventually(lambda: not lingering.alive, 5)
     assert lingering.error is None
+
+
+async def test_one_task_routes_every_database_with_clients(
+    client: redis.asyncio.Redis, blocking: redis.Redis, keys: Keys, start: type[Running]
+) -> None:
+    """With fewer tasks than databases nobody waits until another one's database is idle."""
+    others = [fresh_keys(), fresh_keys()]
+    lonely = fresh_keys()
+    for each in (keys, *others, lonely):
+        await client.sadd(DATABASES, each.database_id)
+        await client.set(epoch_key(each.database_id), each.epoch)
+    await host(client, keys, topic())
+    running = start()
+    eventually(lambda: running.shards == 16)
+    for each in others:
+        await host(client, each, topic())
+    writers = {each: FeedWriter(client, each, KEYRING) for each in (keys, *others)}
+    for lsn in (10, 20):
+        for writer in writers.values():
+            await append(writer, make_event(lsn))
+        await eventually_async(lambda: all(all_done(blocking, each) for each in (keys, *others)), 5)
+    for each in (keys, *others):
+        found = delivered_positions(deliveries(blocking, each, KEYRING, "gw1"), topic().id)
+        assert found == [Position(10, 1), Position(20, 1)]
+    assert not blocking.exists(lonely.lock(0)), "nobody listens there"
+    second = start()
+    eventually(lambda: [len(r._done) for r in second.slice.routers] == [8, 8, 8])
+    second.stop()
+    await client.set(epoch_key(others[0].database_id), "another")
+    eventually(lambda: others[0] not in [r.keys for r in running.slice.routers])
+    await append(writers[keys], make_event(30))
+    await eventually_async(lambda: all_done(blocking, keys), 5)
+
+
+async def test_a_database_that_cannot_be_routed_stops_no_other(
+    client: redis.asyncio.Redis, blocking: redis.Redis, keys: Keys, start: type[Running]
+) -> None:
+    broken = fresh_keys()
+    for each in (keys, broken):
+        await client.sadd(DATABASES, each.database_id)
+        await client.set(epoch_key(each.database_id), each.epoch)
+        await host(client, each, topic())
+    running = start()
+    eventually(lambda: all(r.holds for r in running.slice.routers) and len(running.slice.routers) == 2)
+    await append(FeedWriter(client, broken, Keyring.generate()), make_event(10))
+    eventually(lambda: len(running.slice.routers) == 1)
+    assert blocking.get(broken.lock(0)) is None, "given back"
+    await append(FeedWriter(client, keys, KEYRING), make_event(10))
+    await eventually_async(lambda: all_done(blocking, keys), 5)
+    assert running.alive
