@@ -61,6 +61,12 @@ RedisUrl = Annotated[
         help="Else CLOUDSYNC_REDIS_EVENTS_URL, else that of the platform running in this folder.",
     ),
 ]
+Dedicated = Annotated[
+    str | None,
+    typer.Option(
+        "--dedicated", metavar="TENANT", help="The database that `dev --dedicated` made for this tenant."
+    ),
+]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="schema.table, or a table of public.")]
 _FOLDER = Path(".cloudsync")
 
@@ -244,6 +250,12 @@ def dev(
     valkey_port: Annotated[int | None, typer.Option(help="Default 63790, as above.")] = None,
     gateway_port: Annotated[int | None, typer.Option(help="Default 8081, as above.")] = None,
     standby: Annotated[bool, typer.Option("--standby", help="Run a second relay that stands by.")] = False,
+    dedicated: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dedicated", metavar="TENANT", help="A tenant with a database of its own; may be repeated."
+        ),
+    ] = None,
     no_color: Annotated[bool, typer.Option("--no-color", help="Print without colours.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the table, not the logs.")] = False,
 ) -> None:
@@ -264,6 +276,7 @@ def dev(
         valkey_port=valkey_port,
         gateway_port=gateway_port,
         standby=standby,
+        dedicated=tuple(dedicated or ()),
     )
     command.run(options, colour=not no_color, quiet=quiet)
 
@@ -376,11 +389,11 @@ def token(
     rich_help_panel=_DEVELOPMENT,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-def psql(context: typer.Context, data: Folder = _FOLDER) -> None:
+def psql(context: typer.Context, dedicated: Dedicated = None, data: Folder = _FOLDER) -> None:
     """Open psql on the platform's database; what follows is psql's own, such as `-c "SELECT 1"`."""
     from cloudsync.dev import command, connections
 
-    command.psql(connections.postgres_url(None, data), context.args)
+    command.psql(connections.postgres_url(None, data, dedicated=dedicated), context.args)
 
 
 # Tables
@@ -401,13 +414,14 @@ def track(
         list[str] | None, typer.Option(metavar="NAME=POLICY", help="Policy of one column; may be repeated.")
     ] = None,
     checked: Annotated[bool, typer.Option("--checked", help="Re-read rows before delivery.")] = False,
+    dedicated: Dedicated = None,
     postgres_url: PostgresUrl = None,
     data: Folder = _FOLDER,
 ) -> None:
     """Capture every change of a table from now on."""
     from cloudsync.capture import tracking
 
-    with _database(postgres_url, data) as connection:
+    with _database(postgres_url, data, dedicated=dedicated) as connection:
         tracked = tracking.track(
             connection,
             table,
@@ -424,11 +438,16 @@ def track(
 
 
 @app.command(rich_help_panel=_TABLES)
-def untrack(table: TableName, postgres_url: PostgresUrl = None, data: Folder = _FOLDER) -> None:
+def untrack(
+    table: TableName,
+    dedicated: Dedicated = None,
+    postgres_url: PostgresUrl = None,
+    data: Folder = _FOLDER,
+) -> None:
     """Stop capturing a table and remove what `track` made."""
     from cloudsync.capture import tracking
 
-    with _database(postgres_url, data) as connection:
+    with _database(postgres_url, data, dedicated=dedicated) as connection:
         tracking.untrack(connection, table)
     typer.echo(f"No longer tracking {table}.")
 
@@ -437,13 +456,14 @@ def untrack(table: TableName, postgres_url: PostgresUrl = None, data: Folder = _
 def touch(
     table: TableName,
     key: Annotated[str, typer.Argument(metavar="KEY", help='The row\'s key as JSON, such as {"id": 7}.')],
+    dedicated: Dedicated = None,
     postgres_url: PostgresUrl = None,
     data: Folder = _FOLDER,
 ) -> None:
     """Send a row to its readers once more."""
     from cloudsync.capture import tracking
 
-    with _database(postgres_url, data) as connection:
+    with _database(postgres_url, data, dedicated=dedicated) as connection:
         tracking.touch(connection, table, _json_object("KEY", key))
     typer.echo(f"Touched {table} {key}.")
 
@@ -723,12 +743,15 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def _database(url: str | None, folder: Path, *, autocommit: bool = False) -> Any:
+def _database(
+    url: str | None, folder: Path, *, autocommit: bool = False, dedicated: str | None = None
+) -> Any:
     import psycopg
 
     from cloudsync.dev import connections
 
-    return psycopg.connect(connections.postgres_url(url, folder), connect_timeout=10, autocommit=autocommit)
+    found = connections.postgres_url(url, folder, dedicated=dedicated)
+    return psycopg.connect(found, connect_timeout=10, autocommit=autocommit)
 
 
 _UNREACHABLE = ("08", "28", "3D", "57P")  # classes: connection, authorization, no such database, shutdown

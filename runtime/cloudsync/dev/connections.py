@@ -6,12 +6,23 @@ import os
 from pathlib import Path
 
 from cloudsync.dev import state
-from cloudsync.errors import ConfigurationError
+from cloudsync.errors import ConfigurationError, UnknownTenant
 from cloudsync.settings import Settings, load
 
 
-def postgres_url(given: str | None, folder: Path) -> str:
-    """The database's URL, as the role that may migrate and track. Raises NotRunning."""
+def postgres_url(given: str | None, folder: Path, *, dedicated: str | None = None) -> str:
+    """The database's URL, as the role that may migrate and track; `dedicated`: a tenant's own one's.
+
+    Raises NotRunning, UnknownTenant.
+    """
+    if dedicated is not None:
+        known = state.require(folder).dedicated
+        if dedicated not in known:
+            raise UnknownTenant(
+                f"The platform of this folder has no database for a tenant {dedicated}.",
+                hint=f"Start it with `cloudsync dev --dedicated {dedicated}`.",
+            )
+        return known[dedicated]
     return given or os.environ.get("CLOUDSYNC_POSTGRES_URL") or state.require(folder).postgres_url
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+if TYPE_CHECKING:
+    from cloudsync.dev.postgres import EmbeddedPostgres
+
 DATABASE: Final = "cloudsync"
+SERVICE: Final = "cloudsync_service"
 
 
 def ensure_database(url: str, name: str = DATABASE) -> None:
@@ -17,6 +22,38 @@ def ensure_database(url: str, name: str = DATABASE) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         if connection.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+
+def tenant_database(slug: str) -> str:
+    """The name of a dedicated tenant's database."""
+    return f"{DATABASE}_{slug}"
+
+
+def tenant_slot(slug: str) -> str:
+    """The name of its relay's slot: on one server no two have the same."""
+    return f"{DATABASE}_{slug.replace('-', '_')}"
+
+
+def attach_tenants(
+    server: EmbeddedPostgres, slugs: Collection[str], *, migrate: Callable[[str], object]
+) -> list[str]:
+    """Make the databases of dedicated tenants and attach them; sentences on what is worth knowing.
+
+    Raises TenantRefused for one that has rows in the shared database.
+    """
+    from cloudsync.tenants import attachment, records
+
+    for slug in slugs:
+        ensure_database(server.url(), tenant_database(slug))
+        migrate(server.url(database=tenant_database(slug)))
+    with psycopg.connect(server.url(database=DATABASE), autocommit=True) as connection:
+        for slug in slugs:
+            attachment.attach(connection, slug, server.url(SERVICE, tenant_database(slug)))
+        return [
+            f"No relay runs on the database of the tenant {tenant.id}: start with --dedicated {tenant.id}."
+            for tenant in records.list_tenants(connection)
+            if tenant.id not in slugs and (tenant.database or "").endswith(f"/{tenant_database(tenant.id)}")
+        ]
 
 
 def as_role(url: str, role: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ class PlatformOptions:
 
     A port is a number, 0 for any free one, or None for the default one or the next free after it. `gateways`
     counts per cell. `ephemeral` keeps nothing; then without `data` even the state file is temporary.
-    `services` chooses which processes run; `environment` is added to that of each (CLOUDSYNC_* variables).
+    `dedicated` names tenants that get a database and a relay of their own, on the same server. `services`
+    chooses which processes run; `environment` is added to that of each (CLOUDSYNC_* variables).
     """
 
     data: Path | None = None
@@ -37,6 +39,7 @@ class PlatformOptions:
     valkey_port: int | None = None
     gateway_port: int | None = None
     standby: bool = False
+    dedicated: tuple[str, ...] = ()
     services: tuple[str, ...] = SERVICES
     environment: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 60.0
@@ -70,6 +73,17 @@ class PlatformOptions:
                 raise ConfigurationError(f"--{name}-port must be 0 to 65535, not {port}.")
         if unknown := [name for name in self.services if name not in SERVICES]:
             raise ConfigurationError(f"There is no service {unknown[0]}; there are {', '.join(SERVICES)}.")
+        if self.dedicated and self.postgres_url is not None:
+            raise ConfigurationError(
+                "--dedicated makes databases on the embedded server; on that of --postgres-url make one"
+                " yourself, and `cloudsync tenant attach` the tenant."
+            )
+        for slug in self.dedicated:
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,29}", slug) or self.dedicated.count(slug) > 1:
+                raise ConfigurationError(
+                    "--dedicated is a tenant's id of small letters, digits and hyphens, each once, not"
+                    f" {slug[:40]!r}."
+                )
         if self.fresh and self.postgres_url is not None:
             raise ConfigurationError(
                 "--fresh wipes the embedded server's data; it does not touch the one of --postgres-url."

@@ -63,14 +63,18 @@ class Platform:
 
     # Where things are
 
-    def postgres_url(self, role: str | None = None, *, database: str | None = None) -> str:
-        """URL of the platform's database, as the superuser or as another role.
+    def postgres_url(
+        self, role: str | None = None, *, database: str | None = None, tenant: str | None = None
+    ) -> str:
+        """URL of the platform's database, or a dedicated tenant's, as the superuser or as another role.
 
         A server that is not ours may refuse the roles without password: then it is the URL that was given.
         """
         if self._postgres is not None:
-            from cloudsync.dev.databases import DATABASE
+            from cloudsync.dev.databases import DATABASE, tenant_database
 
+            if tenant is not None:
+                database = tenant_database(tenant)
             return self._postgres.url(role or "postgres", database or DATABASE)
         given = self.options.postgres_url or ""
         if role is None or not self._own_roles:
@@ -111,12 +115,15 @@ class Platform:
         """A PostgreSQL program, such as `pgbench` or `psql`."""
         return EmbeddedPostgres.binary(name)
 
-    def environment(self, verb: str = "") -> dict[str, str]:
-        """CLOUDSYNC_* variables of the process behind a CLI verb (gateways get their port beside them)."""
+    def environment(self, verb: str = "", *, tenant: str | None = None) -> dict[str, str]:
+        """CLOUDSYNC_* variables of the process behind a CLI verb (gateways get their port beside them).
+
+        With a dedicated tenant: of one that works on its database.
+        """
         role = {"relay": "cloudsync_relay", "migrate": None, "": None}.get(verb, "cloudsync_service")
         variables = {
             "MODE": "development",
-            "POSTGRES_URL": self.postgres_url(role),
+            "POSTGRES_URL": self.postgres_url(role, tenant=tenant),
             "REDIS_EVENTS_URL": self.redis_url,
             "REDIS_BROKER_URL": self._valkey.database_url(1) if self._valkey is not None else "",
             "KEYRING_FILE": str(self._opened.keyring_file),
@@ -127,11 +134,15 @@ class Platform:
             "CELLS": str(self.options.cells),
             "GATEWAY_URL_TEMPLATE": self._allocation.gateway_url_template,
         }
+        if tenant is not None:
+            from cloudsync.dev.databases import tenant_slot
+
+            variables["SLOT_NAME"] = tenant_slot(tenant)
         return {**{_PREFIX + name: value for name, value in variables.items()}, **self.options.environment}
 
-    def settings(self, verb: str = "") -> Settings:
+    def settings(self, verb: str = "", *, tenant: str | None = None) -> Settings:
         """Settings as the process behind a verb has them."""
-        variables = self.environment(verb)
+        variables = self.environment(verb, tenant=tenant) if tenant else self.environment(verb)
         return load(**{name.removeprefix(_PREFIX).lower(): value for name, value in variables.items()})
 
     def token(self, tenant: str, user: str, *, lifetime_s: int = 12 * 3600) -> str:
@@ -152,6 +163,7 @@ class Platform:
             secret_file=str(self._opened.secret_file),
             cells=self.options.cells,
             processes=list(self.processes.values()),
+            dedicated={slug: self.postgres_url(tenant=slug) for slug in self.options.dedicated},
         )
 
     # Starting and stopping
@@ -249,7 +261,11 @@ class Platform:
         if self._postgres is not None:
             databases.ensure_database(self._postgres.url())
         migrate(self.postgres_url(), phase="all")
-        if self._postgres is None:
+        if self._postgres is not None:
+            self.notices += databases.attach_tenants(
+                self._postgres, self.options.dedicated, migrate=lambda url: migrate(url, phase="all")
+            )
+        else:
             self._own_roles = databases.lets_in(databases.as_role(self.postgres_url(), "cloudsync_service"))
             if not self._own_roles:
                 self.notices.append(
@@ -263,12 +279,15 @@ class Platform:
             self._allocation,
             environment=self.environment,
             ready_file=self._opened.ready_file,
-            database_url=self.postgres_url(),
-            slot_name=self.settings("relay").slot_name,
+            relays={None: self._stream(), **{slug: self._stream(slug) for slug in self.options.dedicated}},
         )
         supervisor.start(specs)
         self._write_state()
         self._wait(supervisor)
+
+    def _stream(self, tenant: str | None = None) -> tuple[str, str]:
+        """Database and slot of a relay."""
+        return self.postgres_url(tenant=tenant), self.settings("relay", tenant=tenant).slot_name
 
     def _wait(self, supervisor: Supervisor) -> None:
         if self._cancelled():

@@ -19,12 +19,15 @@ def service_specs(
     options: PlatformOptions,
     allocation: Allocation,
     *,
-    environment: Callable[[str], Mapping[str, str]],
+    environment: Callable[..., Mapping[str, str]],
     ready_file: Callable[[str], Path],
-    database_url: str,
-    slot_name: str,
+    relays: Mapping[str | None, tuple[str, str]],
 ) -> list[ProcessSpec]:
-    """Specs in the order of start. `environment(verb)` gives a process its CLOUDSYNC_* variables."""
+    """Specs in the order of start.
+
+    `environment(verb)`, with `tenant` for a dedicated tenant's, gives a process its CLOUDSYNC_* variables.
+    `relays` has the database and the slot of each relay by tenant, None for that of the shared database.
+    """
     specs: list[ProcessSpec] = []
 
     def add(
@@ -33,6 +36,7 @@ def service_specs(
         *arguments: str,
         port: int | None = None,
         ready: Callable[[Any], bool] | None = None,
+        tenant: str | None = None,
         **variables: str,
     ) -> None:
         if ready is None:
@@ -46,7 +50,7 @@ def service_specs(
                     **os.environ,
                     **_import_path(),
                     "PYTHONUNBUFFERED": "1",
-                    **environment(verb),
+                    **(environment(verb) if tenant is None else environment(verb, tenant=tenant)),
                     **variables,
                 },
                 ready=ready,
@@ -55,10 +59,12 @@ def service_specs(
         )
 
     if "relay" in options.services:
-        streaming = readiness.streams_from_slot(database_url, slot_name)
-        add("relay", "relay", ready=streaming)
-        if options.standby:
-            add("relay-standby", "relay", ready=streaming)
+        for tenant, (database_url, slot_name) in relays.items():
+            name = "relay" if tenant is None else f"relay-{tenant}"
+            streaming = readiness.streams_from_slot(database_url, slot_name)
+            add(name, "relay", ready=streaming, tenant=tenant)
+            if options.standby:
+                add(f"{name}-standby", "relay", ready=streaming, tenant=tenant)
     for queue in ("routing", "general"):
         if queue in options.services:
             add(queue, "worker", "--queue", queue)

@@ -41,6 +41,8 @@ class PlatformState(msgspec.Struct, frozen=True, kw_only=True):
     secret_file: str
     cells: int
     processes: list[ProcessStatus]
+    dedicated: dict[str, str] = {}
+    """Dedicated tenants, and the URLs of their databases."""
 
 
 def _state_file(folder: Path) -> Path:

@@ -41,6 +41,7 @@ def addresses(state: PlatformState) -> list[tuple[str, str]]:
         ("API", state.api_url),
         *(("Gateway", url) for url in state.gateway_urls),
         ("PostgreSQL", without_password(state.postgres_url)),
+        *((f"of {slug}", without_password(url)) for slug, url in state.dedicated.items()),
         ("Redis", without_password(state.redis_url)),
         ("Data and logs", state.folder),
     ]
