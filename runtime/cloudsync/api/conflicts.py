@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse
 
 from cloudsync.api import failures
 from cloudsync.api.bodies import ConflictList, Decision, Resolved
-from cloudsync.api.services import Caller, Connection, Served
+from cloudsync.api.database import Connection
+from cloudsync.api.services import Caller, Served
 from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import RequestError
 from cloudsync.protocol.messages import ChangeRejected, ResolveRequest
@@ -51,11 +52,12 @@ def router() -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=_MOST)] = manual.PAGE,
     ) -> Response:
         page = await served.database(
+            principal,
             _alone(
                 lambda connection, catalog: manual.open_conflicts(
                     connection, catalog, principal, table=table, after=after, limit=limit
                 )
-            )
+            ),
         )
         conflicts = [msgspec.structs.asdict(conflict) for conflict in page.conflicts]
         body = _encode({"conflicts": conflicts, "next": page.next})
@@ -76,9 +78,10 @@ def router() -> APIRouter:
         decision = ResolveRequest(0, conflict_id, body.choice, values, body.base_version)
         try:
             answer = await served.database(
+                principal,
                 _alone(
                     lambda connection, catalog: manual.resolve(connection, catalog, principal, None, decision)
-                )
+                ),
             )
         except TryAgain:
             return failures.answer("unavailable")

@@ -1,31 +1,30 @@
-"""What a request needs: the database pool, Redis, the token verifier, and the principal of the caller."""
+"""What a request needs: the tenant's database, Redis, the token verifier, and the principal of the caller."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import psycopg
 import redis.asyncio
 import redis.exceptions
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from psycopg_pool import AsyncConnectionPool
 
-from cloudsync.audit.journal import Journal, open_journal
-from cloudsync.audit.records import TOKEN_REFUSED, Record
-from cloudsync.errors import TokenRefused
+from cloudsync.api.database import Connection, Database
+from cloudsync.audit.journal import note, open_journal
+from cloudsync.audit.records import TOKEN_REFUSED
+from cloudsync.errors import DatabaseAway, TokenRefused
 from cloudsync.settings import Settings
-from cloudsync.sync.snapshot import SESSION_OPTIONS
+from cloudsync.tenants.dedicated import DedicatedDatabases
 from cloudsync.tenants.directory import TenantDirectory, read_special
+from cloudsync.tenants.login import Login
 from cloudsync.tokens import Principal, TokenVerifier
 from cloudsync.unlocking import open_keyring
 
-POOL_TIMEOUT_S: Final = 2.0
-STATEMENT_TIMEOUT_S: Final = 2.0
 REDIS_TIMEOUT_S: Final = 2.0
-Connection = psycopg.AsyncConnection[Any]
 T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token of the tenant's user.")
 
@@ -35,88 +34,59 @@ class Services:
 
     def __init__(self, settings: Settings) -> None:
         settings.require("postgres_url", "redis_events_url")
-        self.journal: Journal | None = None
-        if settings.audit_enabled:
-            self.journal = open_journal(settings, open_keyring(settings), role="api")
-        self._journaling: asyncio.Task[None] | None = None
         self.settings = settings
+        self._keyring = open_keyring(settings) if settings.audit_enabled else None
         self.verifier = TokenVerifier(settings)
+        self._shared = self._make(Login(settings.postgres_url))
         self.tenants = TenantDirectory(
-            lambda: self.database(read_special), refresh_s=settings.tenant_refresh_s
+            lambda: self._shared.transact(read_special), refresh_s=settings.tenant_refresh_s
         )
-        self._reading: asyncio.Task[None] | None = None
-        self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
-            settings.postgres_url,
-            kwargs={"connect_timeout": 2, "application_name": "cloudsync api", "options": SESSION_OPTIONS},
-            min_size=1,
-            max_size=8,
-            max_waiting=200,
-            timeout=POOL_TIMEOUT_S,
-            # An attempt that fails is given up soon, and the next request starts another: a database that
-            # is back is found at once, not after the pool's minutes of backing off.
-            reconnect_timeout=2,
-            check=AsyncConnectionPool.check_connection,
-            open=False,
-            name="api",
+        self._dedicated: DedicatedDatabases[Database] = DedicatedDatabases(
+            self.tenants, lambda _, login: self._make(login)
         )
+        self._following: asyncio.Task[None] | None = None
         self.redis: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
             settings.redis_events_url,
             socket_timeout=REDIS_TIMEOUT_S,
             socket_connect_timeout=REDIS_TIMEOUT_S,
         )
 
-        self._leaving: set[asyncio.Future[Any]] = set()
-
     async def start(self) -> None:
-        await self._pool.open(wait=False)
-        self._reading = asyncio.create_task(self.tenants.run())
-        if self.journal is not None:
-            self._journaling = asyncio.create_task(self.journal.run())
+        await self._shared.start()
+        self._following = asyncio.create_task(self._dedicated.run())
 
     async def stop(self) -> None:
-        if self.journal is not None and self._journaling is not None:
-            self._journaling.cancel()
-            await asyncio.wait([self._journaling])
-            await self.journal.close()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
         await self.redis.aclose()
-        if self._leaving:
-            await asyncio.wait(self._leaving, timeout=2)
-        await self._pool.close(timeout=2)
+        await self._shared.stop()
 
-    async def database(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run one short transaction. Raises OperationalError or TimeoutError, never hangs."""
-        task = asyncio.ensure_future(self._transaction(work))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=POOL_TIMEOUT_S + STATEMENT_TIMEOUT_S)
-        finally:
-            if not task.done():
-                # Cancelling asks the server to cancel, too, and a silent one would make the caller wait.
-                task.cancel()
-                self._leaving.add(task)
-                task.add_done_callback(self._left)
-        if not done:
-            raise TimeoutError
-        return task.result()
+    async def database(self, principal: Principal, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Run one short transaction in the database of the principal's tenant.
 
-    async def _transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        async with self._pool.connection() as connection:
-            return await work(connection)
-
-    def _left(self, task: asyncio.Future[Any]) -> None:
-        self._leaving.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody waits for it any more
+        Raises DatabaseAway, OperationalError or TimeoutError; never hangs.
+        """
+        if not self.tenants.known:
+            await self.tenants.refresh()
+        return await (self._dedicated.of(principal.tenant) or self._shared).transact(work)
 
     def note(
         self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None
     ) -> None:
-        """Leave a security event to the audit."""
-        if self.journal is not None:
-            tenant, user = (principal.tenant, principal.user) if principal is not None else (None, None)
-            self.journal.note(Record(kind=kind, tenant=tenant, user=user, client=client_id, outcome=outcome))
+        """Leave a security event to the audit of the principal's database."""
+        journal = self._shared.journal
+        if principal is not None:
+            with contextlib.suppress(DatabaseAway):  # known for a request that was carried out
+                own = self._dedicated.of(principal.tenant)
+                journal = own.journal if own is not None else journal
+        note(journal, kind, principal, client_id, outcome=outcome)
+
+    def _make(self, login: Login) -> Database:
+        journal = None
+        if self._keyring is not None:
+            journal = open_journal(self.settings, login, self._keyring, role="api")
+        return Database(login, journal)
 
     async def readiness(self) -> dict[str, str]:
         """State of each dependency: `ok` or `unreachable`."""
@@ -125,7 +95,7 @@ class Services:
 
     async def _postgres_ready(self) -> str:
         try:
-            await self.database(
+            await self._shared.transact(
                 lambda connection: connection.execute("SELECT FROM cloudsync.clients LIMIT 0")
             )
         except (psycopg.ProgrammingError, psycopg.errors.InsufficientPrivilege):

@@ -28,6 +28,7 @@ from cloudsync.feeds.connection import connect_async, text_of
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.keyring import Keyring
 from cloudsync.sharding import SHARDS
+from cloudsync.tenants.login import Login
 
 _LOCK: Final = (1129512960, 2)
 """Of the session that audits; 0 is of maintain(), 1 of write_canaries()."""
@@ -57,12 +58,12 @@ class Auditor:
     """Runs until told to stop; comes back from whatever PostgreSQL and Redis do."""
 
     def __init__(
-        self, *, postgres_url: str, redis_url: str, keyring: Keyring, stopping: Callable[[], bool]
+        self, *, login: Login, redis_url: str, keyring: Keyring, stopping: Callable[[], bool]
     ) -> None:
         self._redis_url = redis_url
         self._keyring = keyring
         self._stopping = stopping
-        self._writer = ChainWriter(postgres_url, key=chain_key(keyring), role="auditor")
+        self._writer = ChainWriter(login, key=chain_key(keyring), role="auditor")
         self._heads_due_s = 0.0
         self._quoted_at = datetime.min.replace(tzinfo=UTC)
 

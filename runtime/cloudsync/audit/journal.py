@@ -21,6 +21,7 @@ from cloudsync.audit.records import CLOSED, Record, gap
 from cloudsync.audit.writer import ChainWriter
 from cloudsync.keyring import Keyring
 from cloudsync.settings import Settings
+from cloudsync.tenants.login import Login
 from cloudsync.tokens import Principal
 
 _QUEUE: Final = 20_000
@@ -97,11 +98,11 @@ class Journal:
         self._wrote = True
 
 
-def open_journal(settings: Settings, keyring: Keyring, *, role: str) -> Journal | None:
-    """The journal of a process; None where the audit is switched off."""
+def open_journal(settings: Settings, login: Login, keyring: Keyring, *, role: str) -> Journal | None:
+    """The journal of a process in one database; None where the audit is switched off."""
     if not settings.audit_enabled:
         return None
-    return Journal(ChainWriter(settings.postgres_url, key=chain_key(keyring), role=role))
+    return Journal(ChainWriter(login, key=chain_key(keyring), role=role))
 
 
 def note(

@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 
 from cloudsync.audit.chain import START, Head, Row, day_of, extend
 from cloudsync.audit.records import OPENED, Record, now_us
+from cloudsync.tenants.login import Login
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY: Final = (
@@ -48,8 +49,8 @@ def microseconds(at: datetime) -> int:
 class ChainWriter:
     """Appends records to this process's chain of the day. One batch at a time, in the order of the calls."""
 
-    def __init__(self, url: str, *, key: bytes, role: str) -> None:
-        self._url = url
+    def __init__(self, login: Login, *, key: bytes, role: str) -> None:
+        self._login = login
         self._key = key
         self.name = f"{role}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._connection: AsyncConnection[Any] | None = None
@@ -65,8 +66,8 @@ class ChainWriter:
     async def connection(self) -> AsyncConnection[Any]:
         """The writer's own connection, opened when it is first needed. Raises psycopg.Error."""
         if self._connection is None:
-            self._connection = await AsyncConnection.connect(
-                self._url, application_name="cloudsync audit", connect_timeout=5
+            self._connection = await self._login.connect_async(
+                application_name="cloudsync audit", connect_timeout=5
             )
         return self._connection
 

@@ -1,4 +1,7 @@
-"""The gateway's life with Redis and PostgreSQL: registration, the delivery stream, watermark, heartbeats.
+"""A gateway's life with one database: registration in Redis, the delivery stream, watermark, heartbeats.
+
+A process has one of these for the shared database and one for each dedicated tenant's (`databases.py`), which
+have nothing in common that a row could pass through.
 
 Sockets stay open whatever Redis does: while it is away connections say `degraded`, and when it is back the
 stream goes on where it was. When the gateway has lost its place (a gap, having been reaped, a new epoch) it
@@ -11,6 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import psycopg
@@ -24,36 +28,34 @@ from cloudsync.audit.receipts import Receipts
 from cloudsync.audit.records import CONNECTED
 from cloudsync.errors import ClientRefused, SealBroken, TenantDisabled
 from cloudsync.feeds.connection import connect_async, text_of
-from cloudsync.feeds.keys import DRAIN_CHANNEL, REVOKED_CHANNEL, Keys, epoch_key
+from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.checksums import Checksums
-from cloudsync.gateway.commands import watch
 from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
-from cloudsync.gateway.drain import drain
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.presence import Presences
 from cloudsync.gateway.replay import Replayer, Resumed
+from cloudsync.gateway.spool import SpoolSpace
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
 from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, read_head, read_watermark
 from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
-from cloudsync.metrics.definitions import CONNECTIONS, SLOW_CONNECTIONS
-from cloudsync.metrics.recorder import recorder
-from cloudsync.protocol.codes import Close
+from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.protocol.messages import Error, Heartbeat, Hello
 from cloudsync.registry import clients
 from cloudsync.registry.connections import ConnectionRegistry
 from cloudsync.registry.gateways import GatewayRegistration
-from cloudsync.registry.revocations import VOUCHES_FOR_S, revoked_lately, was_revoked
+from cloudsync.registry.revocations import VOUCHES_FOR_S, was_revoked
 from cloudsync.registry.topics import TopicDirectory
 from cloudsync.settings import Settings
 from cloudsync.sync.cursor import Cursor, CursorRefused, Holder, open_cursor, seal_cursor
 from cloudsync.sync.differential import reaches_back
 from cloudsync.sync.snapshot import SESSION_OPTIONS
-from cloudsync.tenants.directory import Listed, TenantDirectory, read_special
+from cloudsync.tenants.directory import Listed, TenantDirectory, read_database_id, read_special
+from cloudsync.tenants.login import Login
 from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
@@ -72,19 +74,39 @@ class Lost(Exception):
 
 
 class Gateway:
-    """One gateway process: its connections, its place in the registry, its stream."""
+    """One database's side of a gateway process: its connections, its place in the registry, its stream.
 
-    def __init__(self, settings: Settings, keyring: Keyring, gateway_id: str) -> None:
+    `tenant` is the one whose own database it is, None for the shared one; `login` leads to it, by default to
+    that of the settings. `is_sure` says whether what was found there is not another one's.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        keyring: Keyring,
+        gateway_id: str,
+        *,
+        tenant: str | None = None,
+        login: Login | None = None,
+        tenants: TenantDirectory | None = None,
+        spool_space: SpoolSpace | None = None,
+        is_sure: Callable[[], bool] = lambda: True,
+    ) -> None:
+        login = login or Login(settings.postgres_url)
         self.settings = settings
         self.keyring = keyring
         self.gateway_id = gateway_id
+        self.tenant = tenant
+        self._is_sure = is_sure
         self.connections: set[Connection] = set()
+        """Those that were greeted, and in the shared database's those that were not yet."""
         self.users: dict[tuple[str, str], int] = {}
-        self.draining = False
-        self.drain_asked = asyncio.Event()
-        """Set when somebody wants this gateway to leave: whoever runs it drains it and ends it."""
         self.degraded = False
-        self.journal: Journal | None = open_journal(settings, keyring, role="gateway")
+        self.slow = 0
+        """How many connections have not kept up."""
+        self.database_id: str | None = None
+        """Which database was found there last."""
+        self.journal: Journal | None = open_journal(settings, login, keyring, role="gateway")
         self._receipts = Receipts(keyring.sealer(), gateway_id) if settings.audit_enabled else None
         self.hub = Hub(
             realtime_limit=settings.realtime_limit,
@@ -93,7 +115,7 @@ class Gateway:
             receipts=self._receipts,
         )
         self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-            settings.postgres_url,
+            connection_class=login.connection_class,
             min_size=1,
             max_size=settings.snapshots_at_once + 4,
             open=False,
@@ -101,8 +123,9 @@ class Gateway:
             kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
         )
         self.subscriptions = Subscriptions(
-            settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal
-        )
+            settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal,
+            spool_space=spool_space,
+        )  # fmt: skip
         self.conflicts = OpenConflicts(
             self.pool, self.subscriptions.catalog, at_once=settings.snapshots_at_once
         )
@@ -110,8 +133,8 @@ class Gateway:
         self.hub.departed = self.presences.departed
         self.subscriptions.ended = self.presences.left
         self.subscriptions.rebuilt = self.presences.departed
-        self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal)
-        self.tenants = TenantDirectory(self._read_tenants, refresh_s=settings.tenant_refresh_s)
+        self.writes = Writes(settings, self.subscriptions, self.conflicts, self.journal, login)
+        self.tenants = tenants or TenantDirectory(self.read_tenants, refresh_s=settings.tenant_refresh_s)
         self.registry: ConnectionRegistry | None = None
         self.keys: Keys | None = None
         self.cursor: Cursor | None = None
@@ -134,11 +157,12 @@ class Gateway:
         self.subscriptions.checksums = self._checksums
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
-        self._slow = recorder.gauge(SLOW_CONNECTIONS)
-        recorder.watch(CONNECTIONS, lambda: len(self.connections))
 
     async def run(self) -> None:
-        """Serve until cancelled; repairs its place in the registry as often as it is lost."""
+        """Serve until cancelled; repairs its place in the registry as often as it is lost.
+
+        Who is connected in the end is told to come again: another process or another database has them then.
+        """
         await self.pool.open()
         await self.writes.open()
         try:
@@ -147,17 +171,13 @@ class Gateway:
                 self._tend_connections(),
                 self._checksums.run(),
                 self.presences.run(),
-                self.tenants.run(),
-                watch(
-                    self.settings.redis_events_url,
-                    {REVOKED_CHANNEL: self._revoke, DRAIN_CHANNEL: self._asked_to_drain},
-                    self._revoke_missed,
-                ),
             ]
             if self.journal is not None:
                 endless.append(self.journal.run())
             await until_one_fails(*endless)
         finally:
+            for connection in list(self.connections):
+                self._send_elsewhere(connection)
             await self.subscriptions.stop()
             await self.conflicts.stop()
             if self.journal is not None:
@@ -179,8 +199,6 @@ class Gateway:
 
         The canary really travels through Redis, on the way that deliveries take.
         """
-        if self.draining:
-            return "The gateway is draining."
         if self._stream is None:
             return "The gateway is not registered in Redis."
         fresh_s = self.settings.canary_interval_s * 3
@@ -238,13 +256,10 @@ class Gateway:
     async def verify(self, principal: Principal, client_id: str, cursor: Cursor | None) -> int | None:
         """Let the principal's own live client pass; the number of its last change, if that was asked.
 
-        A client with a cursor counts its changes itself. Raises ClientRefused, TenantDisabled, or psycopg
-        errors.
+        A client with a cursor counts its changes itself. Raises ClientRefused, TenantDisabled, DatabaseAway,
+        or psycopg errors.
         """
-        if principal.tenant in self.tenants.disabled:
-            await self.tenants.refresh()  # 4503 is final for a client: it may just have been enabled
-            self.tenants.admit(principal.tenant)
-        if cursor is not None and self.keys is not None and self.tenants.known:
+        if cursor is not None and self.keys is not None:
             own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
             if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
                 with contextlib.suppress(RedisError, OSError):
@@ -252,7 +267,7 @@ class Gateway:
                         raise ClientRefused
                     return None
         async with self.pool.connection(timeout=5) as database:
-            return await clients.verify(database, principal, client_id)
+            return await clients.verify(database, principal, client_id, shared=self.tenant is None)
 
     async def choose(self, cursor: Cursor) -> Resumed:
         """How a client comes back from its cursor.
@@ -275,12 +290,6 @@ class Gateway:
     ) -> None:  # fmt: skip
         """Leave a security event to the audit."""
         note(self.journal, kind, principal, client_id, outcome=outcome)
-
-    async def drain(self) -> None:
-        """Take nobody in any more, and send every client elsewhere."""
-        self.draining = True
-        _log.info("draining", connections=len(self.connections))
-        await drain(lambda: self.connections, period_s=self.settings.drain_s)
 
     # Registration
 
@@ -325,7 +334,8 @@ class Gateway:
             self._canaries.run(self.subscriptions.directory),
         )
 
-    async def _read_tenants(self) -> Listed:
+    async def read_tenants(self) -> Listed:
+        """The tenants that this database lists. Raises psycopg errors, PoolTimeout."""
         try:
             async with asyncio.timeout(5), self.pool.connection(timeout=5) as connection:
                 return await read_special(connection)
@@ -334,12 +344,12 @@ class Gateway:
 
     async def _current_keys(self) -> Keys | None:
         async with self.pool.connection(timeout=5) as connection:
-            cursor = await connection.execute("SELECT database_id FROM cloudsync.relay_state")
-            row = await cursor.fetchone()
-        if row is None:
+            database_id = await read_database_id(connection)
+        if database_id is None:
             return None
-        epoch = text_of(await self._redis.get(epoch_key(row[0])))
-        return Keys(row[0], epoch) if epoch else None
+        self.database_id = database_id
+        epoch = text_of(await self._redis.get(epoch_key(database_id)))
+        return Keys(database_id, epoch) if epoch else None
 
     async def _register(self, keys: Keys) -> None:
         self.subscriptions.interrupt()  # also what an attempt that failed half-way has begun
@@ -471,7 +481,10 @@ class Gateway:
         while True:
             await asyncio.sleep(_UPKEEP_EVERY_S)
             now_s, wall_s = time.monotonic(), time.time()
-            self._slow.set(sum(connection.behind for connection in self.connections))
+            if not self._is_sure():
+                for connection in list(self.connections):
+                    self._send_elsewhere(connection)
+            self.slow = sum(connection.behind for connection in self.connections)
             for number, connection in enumerate(list(self.connections)):
                 self._tend(connection, now_s, wall_s)
                 if number % 500 == 499:
@@ -483,6 +496,9 @@ class Gateway:
             return
         if principal is not None and principal.tenant in self.tenants.disabled:
             connection.close(Close.TENANT_DISABLED, Error(TenantDisabled.code, str(TenantDisabled())))
+            return
+        if principal is not None and not self.tenants.is_at_home(principal.tenant, self.tenant):
+            self._send_elsewhere(connection)
             return
         if principal is None:
             if now_s - connection.opened_s > self.settings.hello_timeout_s:
@@ -509,17 +525,5 @@ class Gateway:
         cursor = self.seal_for(connection, connection.cursor_sent)
         connection.control(Heartbeat(cursor, self.lag_ms, expires_in, self.degraded, sums))
 
-    def _revoke(self, client_id: str) -> None:
-        for connection in list(self.connections):
-            if connection.client_id == client_id:
-                connection.close(Close.CLIENT_REVOKED, Error("unknown_client", "This client was revoked."))
-
-    async def _revoke_missed(self) -> None:
-        """Whoever was revoked while nobody listened."""
-        revoked = await revoked_lately(self._redis)
-        for client_id in {connection.client_id for connection in self.connections} & revoked:
-            self._revoke(str(client_id))
-
-    def _asked_to_drain(self, gateway_id: str) -> None:
-        if gateway_id == self.gateway_id:
-            self.drain_asked.set()
+    def _send_elsewhere(self, connection: Connection) -> None:
+        connection.close(Close.MOVED, Error("unavailable", CLOSE_MEANINGS[Close.MOVED]))

@@ -15,6 +15,7 @@ from cloudsync import logs
 from cloudsync.audit.records import CLIENT_REFUSED, TOKEN_REFUSED
 from cloudsync.errors import (
     ClientRefused,
+    DatabaseAway,
     KeysUnreachable,
     LimitReached,
     RequestError,
@@ -22,13 +23,14 @@ from cloudsync.errors import (
     TokenRefused,
 )
 from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.databases import Databases
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.replay import Resumed
 from cloudsync.gateway.subscriptions import NotConnected
 from cloudsync.gateway.transport import Message
 from cloudsync.metrics.definitions import RESUMPTIONS
 from cloudsync.metrics.recorder import recorder
-from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
+from cloudsync.protocol.codes import CLOSE_MEANINGS, ERROR_MEANINGS, Close
 from cloudsync.protocol.messages import (
     BEARER_PREFIX,
     SUBPROTOCOL,
@@ -64,10 +66,10 @@ _log = logs.get("gateway")
 class WebSocketHandler:
     """Serves `/ws/{cell}`."""
 
-    def __init__(self, gateway: Gateway, verifier: TokenVerifier) -> None:
-        self._gateway = gateway
+    def __init__(self, databases: Databases, verifier: TokenVerifier) -> None:
+        self._databases = databases
         self._verifier = verifier
-        settings = gateway.settings
+        self._settings = settings = databases.settings
         self._cell_of = partial(cell_of, cells=settings.cells, bucket_map=settings.bucket_map)
         self._limits = {
             "window_frames": settings.window_frames,
@@ -75,13 +77,13 @@ class WebSocketHandler:
             "subscriptions": settings.subscriptions_per_connection,
             "inbound_frame_bytes": settings.inbound_frame_bytes,
             "batch_bytes": settings.batch_bytes,
-            **gateway.writes.limits,
+            **databases.shared.writes.limits,
         }
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        gateway = self._gateway
-        if gateway.draining:
+        databases = self._databases
+        if databases.draining:
             await _refuse(send, 503)
             return
         if not self._serves(scope["path"]):
@@ -90,39 +92,40 @@ class WebSocketHandler:
         subprotocol, token = _offered(scope)
         del scope
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
-        connection = Connection(send, gateway.settings)
-        gateway.connections.add(connection)
+        connection = Connection(send, self._settings)
+        databases.enter(connection)
         try:
-            if await self._greet(connection, receive, token):
-                await self._converse(connection, receive)
+            gateway = await self._greet(connection, receive, token)
+            if gateway is not None:
+                await self._converse(gateway, connection, receive)
         except Exception:  # noqa: BLE001 - one connection's failure must not reach the others
             _log.exception("connection failed")
             connection.close(Close.SERVER_ERROR, Error("internal", "The server met an error of its own."))
         finally:
-            gateway.left(connection)
+            databases.left(connection)
 
     def _serves(self, path: str) -> bool:
-        return path.rstrip("/") == f"/ws/{self._gateway.settings.cell}"
+        return path.rstrip("/") == f"/ws/{self._settings.cell}"
 
-    async def _greet(self, connection: Connection, receive: Receive, token: str) -> bool:
-        """Token, then hello, then client id: False if the connection was closed on the way."""
-        gateway = self._gateway
+    async def _greet(self, connection: Connection, receive: Receive, token: str) -> Gateway | None:
+        """Token, then hello, then client id: the tenant's database, None if the connection was closed."""
+        databases, settings = self._databases, self._settings
         try:
             principal = await self._verify(token)
         except TokenRefused as error:
-            gateway.note(TOKEN_REFUSED, outcome=error.code)
+            databases.shared.note(TOKEN_REFUSED, outcome=error.code)
             connection.close(_close_for(error), Error(error.code, str(error)))
-            return False
-        if self._cell_of(principal.user) != gateway.settings.cell:
-            connection.close(Close.MOVED, Error("wrong_cell", CLOSE_MEANINGS[Close.MOVED]))
-            return False
-        if len(gateway.connections) > gateway.settings.connections_per_gateway:
+            return None
+        if self._cell_of(principal.user) != settings.cell:
+            connection.close(Close.MOVED, Error("wrong_cell", ERROR_MEANINGS["wrong_cell"]))
+            return None
+        if len(databases.connections) > settings.connections_per_gateway:
             error_frame = Error("limit_reached", "This gateway has all the connections that it may have.")
             connection.close(Close.SERVER_ERROR, error_frame)  # another one may have room
-            return False
+            return None
         text = await _next_text(receive, connection)
         if text is None:
-            return False
+            return None
         try:
             hello = decode_client_frame(text)
             if not isinstance(hello, Hello):
@@ -130,25 +133,30 @@ class WebSocketHandler:
         except RequestError as error:
             code = error.code if error.code == "bad_frame" else "hello_expected"
             connection.close(Close.PROTOCOL_ERROR, Error(code, str(error)))
-            return False
+            return None
         connection.client_id = hello.client_id  # before it is verified: a revocation from here on is heard
-        cursor = gateway.open_for(principal, hello)
+        gateway = databases.shared
         try:
+            gateway = await databases.choose(principal)
+            cursor = gateway.open_for(principal, hello)
             last_mutation = await gateway.verify(principal, hello.client_id, cursor)
         except ClientRefused as refusal:
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
-            return False
+            return None
         except TenantDisabled as refusal:
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], TenantDisabled.code)
             connection.close(Close.TENANT_DISABLED, Error(TenantDisabled.code, str(refusal)))
-            return False
+            return None
+        except DatabaseAway as away:
+            connection.close(Close.SERVER_ERROR, Error(away.code, str(away)))
+            return None
         except (psycopg.Error, PoolTimeout):
             connection.close(
                 Close.SERVER_ERROR,
                 Error("unavailable", "The client id cannot be verified right now; try again."),
             )
-            return False
+            return None
         try:
             resumed: Resumed | None = None
             if hello.cursor is not None:
@@ -158,14 +166,18 @@ class WebSocketHandler:
                 Close.SERVER_ERROR,
                 Error("unavailable", "The cursor cannot be judged right now; come back with it."),
             )
-            return False
+            return None
         if connection.close_code is not None:
-            return False
+            return None
+        if not databases.is_still(gateway, principal):
+            connection.close(Close.MOVED, Error("unavailable", CLOSE_MEANINGS[Close.MOVED]))
+            return None
         place = (principal.tenant, principal.user)
-        if gateway.users.get(place, 0) >= gateway.settings.connections_per_user:
-            message = f"A user may have {gateway.settings.connections_per_user} connections at most."
+        if gateway.users.get(place, 0) >= settings.connections_per_user:
+            message = f"A user may have {settings.connections_per_user} connections at most."
             connection.close(Close.TOO_MANY_CONNECTIONS, Error(LimitReached.code, message))
-            return False
+            return None
+        databases.hand_over(connection, gateway)
         gateway.users[place] = gateway.users.get(place, 0) + 1
         connection.principal = principal
         gateway.joined(connection)
@@ -178,7 +190,7 @@ class WebSocketHandler:
                 session=f"{id(connection):x}",
                 resumed=resumed,
                 cursor=gateway.seal_for(connection, connection.cursor_sent),
-                heartbeat_s=gateway.settings.heartbeat_s,
+                heartbeat_s=settings.heartbeat_s,
                 limits=self._limits,
                 server_time=datetime.now(UTC).isoformat(),
                 last_mutation=last_mutation,
@@ -190,25 +202,25 @@ class WebSocketHandler:
                     gateway.subscriptions.resume(connection, held, cursor)
                 except RequestError as error:
                     connection.control(Error(error.code, str(error), held.id))
-        return True
+        return gateway
 
     async def _verify(self, token: str) -> Principal:
         if self._verifier.blocking:
             return await asyncio.to_thread(self._verifier.verify, token)
         return self._verifier.verify(token)
 
-    async def _converse(self, connection: Connection, receive: Receive) -> None:
+    async def _converse(self, gateway: Gateway, connection: Connection, receive: Receive) -> None:
         bad_frames = 0
         while (text := await _next_text(receive, connection)) is not None:
             try:
                 frame = decode_client_frame(text)
-                await self._answer(connection, frame, len(text))
+                await self._answer(gateway, connection, frame, len(text))
             except UnknownType as error:
                 connection.control(Error(error.code, str(error)))
             except BadAck as error:
                 connection.close(Close.PROTOCOL_ERROR, Error(error.code, str(error)))
             except TokenRefused as error:
-                self._gateway.note(TOKEN_REFUSED, connection.principal, connection.client_id, error.code)
+                gateway.note(TOKEN_REFUSED, connection.principal, connection.client_id, error.code)
                 connection.close(_close_for(error), Error(error.code, str(error)))
             except RequestError as error:
                 connection.control(Error(error.code, str(error), _reference(text)))
@@ -216,8 +228,10 @@ class WebSocketHandler:
                 if bad_frames > _BAD_FRAMES_ALLOWED:
                     connection.close(Close.PROTOCOL_ERROR, Error("bad_frame", "Too many malformed frames."))
 
-    async def _answer(self, connection: Connection, frame: AnyClientFrame, size_bytes: int) -> None:
-        subscriptions = self._gateway.subscriptions
+    async def _answer(
+        self, gateway: Gateway, connection: Connection, frame: AnyClientFrame, size_bytes: int
+    ) -> None:
+        subscriptions = gateway.subscriptions
         match frame:
             case Ack(n=n):
                 connection.ack(n)
@@ -230,11 +244,11 @@ class WebSocketHandler:
             case Mismatch():
                 subscriptions.mismatch(connection, frame)
             case ChangeRequest() | TextRequest() | ResolveRequest():
-                self._gateway.writes.take(connection, frame, size_bytes)
+                gateway.writes.take(connection, frame, size_bytes)
             case Conflicts():
-                self._gateway.conflicts.take(connection, frame)
+                gateway.conflicts.take(connection, frame)
             case PresenceRequest():
-                self._gateway.presences.take(connection, frame)
+                gateway.presences.take(connection, frame)
             case Auth(token=token):
                 await self._renew(connection, token)
             case Hello():

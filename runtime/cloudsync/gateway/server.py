@@ -16,8 +16,8 @@ from fastapi.responses import JSONResponse
 
 from cloudsync import __version__, logs
 from cloudsync.errors import PortInUse
+from cloudsync.gateway.databases import Databases
 from cloudsync.gateway.drain import close_all
-from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.handler import WebSocketHandler
 from cloudsync.gateway.termination import Termination
 from cloudsync.lifetime import keep_heap
@@ -33,9 +33,9 @@ _log = logs.get("gateway")
 class Application:
     """WebSockets go straight to their handler: what a framework keeps per request would stay with each."""
 
-    def __init__(self, gateway: Gateway, verifier: TokenVerifier) -> None:
-        self._http = _health(gateway)
-        self._websocket = WebSocketHandler(gateway, verifier)
+    def __init__(self, databases: Databases, verifier: TokenVerifier) -> None:
+        self._http = _health(databases)
+        self._websocket = WebSocketHandler(databases, verifier)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -44,7 +44,7 @@ class Application:
             await self._http(scope, receive, send)
 
 
-def _health(gateway: Gateway) -> FastAPI:
+def _health(databases: Databases) -> FastAPI:
     app = FastAPI(
         title="CloudSync gateway", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
@@ -52,16 +52,16 @@ def _health(gateway: Gateway) -> FastAPI:
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
         """Alive and not draining; an outage of Redis or PostgreSQL must not replace the fleet."""
-        if gateway.draining:
+        if databases.draining:
             return JSONResponse({"status": "draining"}, status_code=503)
-        return JSONResponse({"status": "ok", "connections": len(gateway.connections)})
+        return JSONResponse({"status": "ok", "connections": len(databases.connections)})
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        problem = await gateway.ready()
+        problem = await databases.ready()
         if problem is not None:
             return JSONResponse({"status": "not ready", "reason": problem}, status_code=503)
-        return JSONResponse({"status": "ready", "degraded": gateway.degraded})
+        return JSONResponse({"status": "ready", "degraded": databases.degraded})
 
     return app
 
@@ -87,10 +87,10 @@ async def serve(settings: Settings) -> None:
     keyring = await asyncio.to_thread(open_keyring, settings)
     listener = _listen(settings)
     gateway_id = settings.gateway_id or f"{socket.gethostname()}-{listener.getsockname()[1]}"
-    gateway = Gateway(settings, keyring, gateway_id)
+    databases = Databases(settings, keyring, gateway_id)
     server = _Server(
         uvicorn.Config(
-            Application(gateway, TokenVerifier(settings)),
+            Application(databases, TokenVerifier(settings)),
             ws="websockets-sansio",
             ws_per_message_deflate=False,
             ws_max_size=settings.inbound_frame_bytes,
@@ -109,15 +109,15 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
-    running = loop.create_task(gateway.run())
+    running = loop.create_task(databases.run())
     serving = loop.create_task(server.serve(sockets=[listener]))
     termination = Termination(settings) if settings.lifecycle_hook else None
     taken_back = loop.create_task(termination.begun() if termination else asyncio.Event().wait())
-    asked = {loop.create_task(stopping.wait()), loop.create_task(gateway.drain_asked.wait()), taken_back}
+    asked = {loop.create_task(stopping.wait()), loop.create_task(databases.drain_asked.wait()), taken_back}
     await asyncio.wait({running, serving, *asked}, return_when=asyncio.FIRST_COMPLETED)
     stopping.set()  # also if it was asked otherwise: a signal now means at once
     hurry = loop.create_task(at_once.wait())
-    draining = loop.create_task(gateway.drain())
+    draining = loop.create_task(databases.drain())
     left: asyncio.Future[None] = loop.create_future()
     letting_go = None
     if termination is not None and taken_back.done():
@@ -125,7 +125,7 @@ async def serve(settings: Settings) -> None:
     await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
     if at_once.is_set():
         draining.cancel()
-        close_all(lambda: gateway.connections)
+        close_all(lambda: databases.connections)
         server.force_exit = True
     server.should_exit = True
     await serving

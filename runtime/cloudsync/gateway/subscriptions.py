@@ -88,6 +88,7 @@ class Subscriptions:
         hub: Hub,
         pool: AsyncConnectionPool[AsyncConnection[Any]],
         journal: Journal | None = None,
+        spool_space: SpoolSpace | None = None,
     ) -> None:
         self._settings = settings
         self._keyring = keyring
@@ -98,7 +99,7 @@ class Subscriptions:
         self._catalog_lock = asyncio.Lock()
         self._catalog_asked = self._catalog_read = 0
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
-        self._spool_space = SpoolSpace(settings.spool_bytes)
+        self._spool_space = spool_space or SpoolSpace(settings.spool_bytes)
         self.resumption = Resumption(
             settings=settings, hub=hub, pool=pool, places=self._snapshots, spool_space=self._spool_space,
             journal=journal,

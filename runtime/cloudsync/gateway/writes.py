@@ -38,6 +38,7 @@ from cloudsync.resolve.refusals import TryAgain
 from cloudsync.resolve.turn import Answer
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
+from cloudsync.tenants.login import Login
 
 _POOL_WAIT_S: Final = 5.0
 _INCOMPLETE_KEPT: Final = 10_000
@@ -96,6 +97,7 @@ class Writes:
         subscriptions: Subscriptions,
         conflicts: OpenConflicts,
         journal: Journal | None,
+        login: Login,
     ) -> None:
         self._settings = settings
         self._subscriptions = subscriptions
@@ -105,7 +107,7 @@ class Writes:
         self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
         self._somebody_waits = asyncio.Event()
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-            settings.postgres_url,
+            connection_class=login.connection_class,
             min_size=1,
             max_size=settings.writes_at_once,
             open=False,

@@ -36,7 +36,7 @@ CLOSE_MEANINGS: Final[dict[Close, str]] = {
     Close.SLOW: "The client did not keep up with its subscriptions.",
     Close.NO_ACK: "Nothing was acknowledged for too long.",
     Close.SERVER_ERROR: "The gateway met an error, is full or lost its place; connect again.",
-    Close.MOVED: "The user belongs to another cell; ask /v1/endpoint again.",
+    Close.MOVED: "The user has another cell, or the tenant another database; ask /v1/endpoint again.",
     Close.BAD_TOKEN: "The token is missing, malformed or not for this platform.",
     Close.CLIENT_REVOKED: "The client id is unknown, another user's, or revoked.",
     Close.PROTOCOL_ERROR: "The client broke the protocol.",

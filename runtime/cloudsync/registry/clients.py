@@ -16,7 +16,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import class_row
 
-from cloudsync.errors import ClientRefused, LimitReached, TenantDisabled
+from cloudsync.errors import ClientRefused, DatabaseAway, LimitReached, TenantDisabled
 from cloudsync.tokens import Principal
 
 CLIENTS_PER_USER: Final = 100
@@ -97,10 +97,14 @@ async def revoke(conn: AsyncConnection[Any], principal: Principal, client_id: st
     return cursor.rowcount == 1
 
 
-async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: str) -> int:
+async def verify(
+    conn: AsyncConnection[Any], principal: Principal, client_id: str, *, shared: bool = True
+) -> int:
     """Let the principal's own live client pass; the number of its last change.
 
-    Raises TenantDisabled, or ClientRefused, the same for every other reason.
+    The table of tenants counts in the shared database alone: a copy of it in a tenant's own says nothing.
+    Raises TenantDisabled, DatabaseAway if the tenant has a database of its own and this is the shared one, or
+    ClientRefused, the same for every other reason.
     """
     if not _FORM.match(client_id):
         raise ClientRefused
@@ -109,14 +113,17 @@ async def verify(conn: AsyncConnection[Any], principal: Principal, client_id: st
         SELECT (SELECT last_mutation FROM cloudsync.clients
                 WHERE client_id = %(client)s AND tenant_id = %(tenant)s AND user_id = %(user)s
                   AND revoked_at IS NULL),
-               EXISTS (SELECT FROM cloudsync.tenants WHERE id = %(tenant)s AND status <> 'active')
+               EXISTS (SELECT FROM cloudsync.tenants WHERE id = %(tenant)s AND status <> 'active'),
+               EXISTS (SELECT FROM cloudsync.tenants WHERE id = %(tenant)s AND database IS NOT NULL)
         """,
         {"client": client_id, "tenant": principal.tenant, "user": principal.user},
     )
     row = await cursor.fetchone()
-    last_mutation, disabled = row if row is not None else (None, False)
-    if disabled:
+    last_mutation, disabled, elsewhere = row if row is not None else (None, False, False)
+    if shared and disabled:
         raise TenantDisabled
+    if shared and elsewhere:
+        raise DatabaseAway
     if last_mutation is None:
         raise ClientRefused
     return int(last_mutation)

@@ -11,6 +11,7 @@ from celery import bootsteps
 from cloudsync import logs
 from cloudsync.audit.auditor import Auditor
 from cloudsync.settings import Settings, current
+from cloudsync.tenants.login import Login
 from cloudsync.unlocking import open_keyring
 
 _log = logs.get("audit")
@@ -37,7 +38,7 @@ class AuditStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is unt
 
     def _run(self, settings: Settings) -> None:
         auditor = Auditor(
-            postgres_url=settings.postgres_url,
+            login=Login(settings.postgres_url),
             redis_url=settings.redis_events_url,
             keyring=open_keyring(settings),
             stopping=self._halt.is_set,

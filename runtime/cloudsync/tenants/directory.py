@@ -95,8 +95,7 @@ class TenantDirectory:
     async def refresh(self) -> None:
         """Read once. Raises psycopg errors, PoolTimeout or TimeoutError."""
         tenants, database_id = await self._read()
-        # Who has a database of its own is not served here: its rows would be written to this one.
-        disabled = frozenset(t.id for t in tenants if t.status != "active" or t.database is not None)
+        disabled = frozenset(tenant.id for tenant in tenants if tenant.status != "active")
         for tenant_id in sorted(disabled ^ self.disabled):
             _log.info("disabled" if tenant_id in disabled else "enabled", tenant=tenant_id)
         self.disabled = disabled

@@ -23,6 +23,7 @@ from cloudsync.events import ORIGIN, Position
 from cloudsync.feeds.connection import connect_async
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.keyring import Keyring
+from cloudsync.tenants.login import Login
 from integration.routing.flow import make_event
 from waiting import eventually_async
 
@@ -116,7 +117,7 @@ async def auditing(database: str, redis_url: str) -> AsyncIterator[Callable[[], 
     """An auditor at work; yields what kills it, wherever it is."""
     halt = False
     auditor = Auditor(
-        postgres_url=database.replace("postgres@", "cloudsync_service@"),
+        login=Login(database.replace("postgres@", "cloudsync_service@")),
         redis_url=redis_url,
         keyring=KEYRING,
         stopping=lambda: halt,

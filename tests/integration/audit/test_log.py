@@ -19,6 +19,7 @@ from cloudsync.audit.records import GAP, HEADS, Record
 from cloudsync.audit.verification import Report, Verification
 from cloudsync.audit.writer import ChainWriter
 from cloudsync.keyring import Keyring
+from cloudsync.tenants.login import Login
 from waiting import eventually_async
 from wire import Wire
 
@@ -47,7 +48,7 @@ def run(url: str, query: str, *parameters: Any) -> list[Any]:
 
 @pytest.fixture
 async def writer(database: str) -> AsyncIterator[ChainWriter]:
-    made = ChainWriter(as_role(database), key=KEY, role="test")
+    made = ChainWriter(Login(as_role(database)), key=KEY, role="test")
     yield made
     await made.disconnect()
 
@@ -109,7 +110,7 @@ async def test_a_log_set_back_as_a_whole_shows_by_what_was_said_elsewhere(
     assert look(database).faults == []
     assert [f.sequence for f in look(database, [head]).faults] == [3]
 
-    other = ChainWriter(as_role(database), key=KEY, role="other")
+    other = ChainWriter(Login(as_role(database)), key=KEY, role="other")
     quote = str([head.quote]).replace("'", '"')
     await other.write([Record(kind=HEADS, counts=f'{{"heads":{quote}}}')])
     await other.disconnect()
@@ -168,7 +169,7 @@ async def test_a_commit_whose_answer_was_lost_is_not_repeated(database: str) -> 
     port = psycopg.conninfo.conninfo_to_dict(database)["port"]
     async with Wire(port=int(str(port))) as wire:
         through = as_role(database).replace(f":{port}/", f":{wire.port}/")
-        writer = ChainWriter(through, key=KEY, role="test")
+        writer = ChainWriter(Login(through), key=KEY, role="test")
         await writer.write([noted(0)])
         for number in range(1, 12):
             cutting = asyncio.create_task(_cut_soon(wire, number / 4000))
@@ -198,7 +199,7 @@ async def test_a_journal_waits_for_the_database_and_says_what_it_lost(database: 
     port = int(str(psycopg.conninfo.conninfo_to_dict(database)["port"]))
     async with Wire(port=port) as wire:
         through = as_role(database).replace(f":{port}/", f":{wire.port}/")
-        journal = Journal(ChainWriter(through, key=KEY, role="test"), limit=10)
+        journal = Journal(ChainWriter(Login(through), key=KEY, role="test"), limit=10)
         running = asyncio.create_task(journal.run())
         journal.note(noted(0))
         await eventually_async(

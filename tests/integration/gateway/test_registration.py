@@ -18,6 +18,7 @@ from cloudsync.events import SCHEMA
 from cloudsync.feeds.connection import connect_async
 from cloudsync.feeds.keys import REVOKED_CLIENTS, Keys, epoch_key
 from cloudsync.gateway.connection import Connection
+from cloudsync.gateway.databases import Databases
 from cloudsync.gateway.gateway import Gateway
 from cloudsync.gateway.hub import Hub, Subscription
 from cloudsync.gateway.stream import DeliveryStream
@@ -56,7 +57,7 @@ async def gateway(database: str, redis_url: str, server: redis.Redis) -> AsyncIt
 
 
 @contextlib.asynccontextmanager
-async def running(gateway: Gateway) -> AsyncIterator[asyncio.Task[None]]:
+async def running(gateway: Gateway | Databases) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(gateway.run())
     try:
         yield task
@@ -89,17 +90,14 @@ async def test_a_registration_that_broke_off_is_made_anew(gateway: Gateway, serv
 
 
 async def test_who_was_revoked_while_nobody_listened_is_closed(gateway: Gateway, server: redis.Redis) -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    connection = Connection(send, gateway.settings)
+    databases = Databases(gateway.settings, gateway.keyring, "gw-2")
+    connection = Connection(send_nothing, gateway.settings)
     connection.client_id = "c_revoked"
-    other = Connection(send, gateway.settings)
+    other = Connection(send_nothing, gateway.settings)
     other.client_id = "c_other"
-    gateway.connections |= {connection, other}
-    async with running(gateway):
+    databases.enter(connection)
+    databases.enter(other)
+    async with running(databases):
         await eventually_async(lambda: server.pubsub_numsub("cs:revoked")[0][1])
         server.zadd(REVOKED_CLIENTS, {"c_revoked": time.time()})  # and the message went by
         server.client_kill_filter(_type="pubsub")
