@@ -61,6 +61,8 @@ class Auditor:
         self, *, login: Login, redis_url: str, keyring: Keyring, stopping: Callable[[], bool]
     ) -> None:
         self._redis_url = redis_url
+        self.database_id: str | None = None
+        """Which database was found there last."""
         self._keyring = keyring
         self._stopping = stopping
         self._writer = ChainWriter(login, key=chain_key(keyring), role="auditor")
@@ -107,6 +109,7 @@ class Auditor:
         await database.commit()
         if row is None:
             return None
+        self.database_id = str(row[0])
         epoch = text_of(await client.get(epoch_key(row[0])))
         return Keys(row[0], epoch) if epoch is not None else None
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from typing import Any, Final
 
 import psycopg
-from psycopg.rows import namedtuple_row
 from redis.exceptions import RedisError
 
 from cloudsync import logs
@@ -25,9 +24,12 @@ from cloudsync.metrics.definitions import (
     CONNECTIONS,
     Unit,
 )
-from cloudsync.metrics.vitals import read_vitals
+from cloudsync.metrics.vitals import Reading, all_together, read_vitals, tenants_vitals
 from cloudsync.registry.census import connections_by_cell
 from cloudsync.settings import Settings
+
+_TENANTS_S: Final = 8.0
+"""So long are dedicated tenants' databases waited for; what comes later counts the next time."""
 
 _log = logs.get("publisher")
 
@@ -42,6 +44,7 @@ class CloudWatchPublisher:
 
         settings.require("postgres_url", "redis_events_url", "environment")
         self._settings = settings
+        self._tenants = tenants_vitals(settings)
         config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 3})
         self._cloudwatch = boto3.client("cloudwatch", config=config)
 
@@ -59,20 +62,24 @@ class CloudWatchPublisher:
         return len(data)
 
     def _vitals(self) -> list[dict[str, Any]]:
-        data: list[dict[str, Any]] = []
+        readings: list[Reading] = []
         try:
             with psycopg.connect(
                 self._settings.postgres_url,
                 autocommit=True,
                 connect_timeout=5,
-                row_factory=namedtuple_row,
             ) as connection:
+                self._tenants.start(connection)
                 for reading in read_vitals(connection, self._settings):
-                    if not reading.tags:  # a tag would be a dimension, and another metric to CloudWatch
-                        data.append(self._datum(reading.metric.name, reading.value, reading.metric.unit))
+                    readings.append(reading)
         except (psycopg.OperationalError, RedisError) as error:
             _log.warning("not all was read", reason=type(error).__name__, detail=str(error)[:200])
-        return data
+        self._tenants.wait(_TENANTS_S)
+        return [
+            self._datum(reading.metric.name, reading.value, reading.metric.unit)
+            for reading in all_together(readings, self._tenants, within_s=2 * _TENANTS_S)
+            if not reading.tags  # a tag would be a dimension, and another metric to CloudWatch
+        ]
 
     def _connections(self) -> list[dict[str, Any]]:
         try:

@@ -60,6 +60,8 @@ class Metric:
     alarms: tuple[Alarm, ...] = ()
     published: bool = False
     """The publisher reads it from the database or Redis, for CloudWatch; else only a process knows it."""
+    databases: Literal["max", "sum"] = "max"
+    """How the figures of several databases become one: that of the shared one and dedicated tenants'."""
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -132,9 +134,10 @@ RESUMPTIONS: Final = Metric(
 CONFLICT_RATE: Final = Metric(
     name="conflict.rate",
     published=True,
+    databases="sum",
     kind="gauge",
     unit="per minute",
-    help="Conflicts of the last minute that were left to a person.",
+    help="Conflicts of the last minute that were left to a person, of all databases.",
     alarms=(Alarm(above=60, window_s=600, aggregation="avg", severity="warning", runbook="conflict-rate"),),
 )
 CONNECTIONS: Final = Metric(
@@ -174,9 +177,11 @@ API_REQUESTS: Final = Metric(
 BACKLOG: Final = Metric(
     name="redis.pubsub.backlog",
     published=True,
+    databases="sum",
     kind="gauge",
     unit="events",
-    help="Events that wait in the feeds to be routed, and those in pending_events. Workers scale on it.",
+    help="Events that wait in the feeds to be routed, and those in pending_events, of all databases. Workers"
+    " scale on it.",
     alarms=(
         Alarm(above=50_000, window_s=300, aggregation="max", severity="warning", runbook="backlog-growing"),
         Alarm(above=500_000, window_s=300, aggregation="max", severity="critical", runbook="backlog-growing"),
@@ -185,6 +190,7 @@ BACKLOG: Final = Metric(
 PARKED: Final = Metric(
     name="relay.parked",
     published=True,
+    databases="sum",
     kind="gauge",
     unit="events",
     help="Events in pending_events: Redis was away, or a feed is over its budget.",
@@ -221,7 +227,8 @@ RELAY_SILENCE: Final = Metric(
     published=True,
     kind="gauge",
     unit="seconds",
-    help="How long ago the relay last wrote its state, which it does every second.",
+    help="How long ago the relay last wrote its state, which it does every second. Where a dedicated tenant's"
+    " database cannot be read: for how long it could not.",
     alarms=(Alarm(above=30, window_s=60, aggregation="max", severity="critical", runbook="relay-lag"),),
 )
 WAL_HELD: Final = Metric(

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, LiteralString
 
 import psycopg
 
 from cloudsync.settings import current
+from cloudsync.tenants.visits import Visits
 
 _OPTIONS: Final = "-c lock_timeout=5s"
 """The general worker has one task at a time: one that waited for ever would be the last."""
 
 
 def connect(url: str = "", **options: Any) -> psycopg.Connection[Any]:
-    """A connection to this process's database, or another one, that commits by itself."""
+    """A connection to the shared database, or another one, that commits by itself."""
     return psycopg.connect(url or current().postgres_url, autocommit=True, options=_OPTIONS, **options)
+
+
+def everywhere(what: str, query: LiteralString) -> Callable[[], None]:
+    """A task of upkeep: the same query in the shared database, and then in every dedicated tenant's."""
+    tenants: Visits[bool] = Visits(what, lambda connection: bool(connection.execute(query)))
+
+    def run() -> None:
+        with connect() as connection:
+            tenants.start(connection)  # in threads: nobody waits for a tenant's database
+            connection.execute(query)
+
+    return run

@@ -29,6 +29,7 @@ from cloudsync.unlocking import open_keyring
 _SHARE_BACKLOG_EVENTS: Final = 20_000
 
 _log = logs.get("routing")
+_maintain: Final = database.everywhere("maintain", "SELECT cloudsync.maintain()")
 
 
 @cache
@@ -99,5 +100,4 @@ def maintain() -> None:
     """Partitions ahead, old ones dropped."""
     if not is_due(_redis(), "maintain", MAINTAIN_EVERY_S):
         return
-    with database.connect() as connection:
-        connection.execute("SELECT cloudsync.maintain()")
+    _maintain()
