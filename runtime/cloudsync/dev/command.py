@@ -144,6 +144,9 @@ def show_status(folder: Path, *, colour: bool = True) -> None:
     status.show(running, console)
     console.print(f"{'Relay:':15}{relay_progress(running.postgres_url)}")
     console.print(f"{'Lost:':15}{losses(running.postgres_url)}")
+    for slug, url in running.dedicated.items():
+        console.print(f"{f'Relay of {slug}:':15} {relay_progress(url)}")
+        console.print(f"{f'Lost of {slug}:':15} {losses(url)}")
 
 
 def stop(folder: Path) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 import cloudsync
 from cloudsync.dev.checks import unreachable_postgres, unusable_redis
-from cloudsync.doctor import database, processes, servers
+from cloudsync.doctor import database, processes, servers, tenants
 from cloudsync.doctor.findings import Finding, State, failure, warning
 
 _TIMEOUT_S = 5
@@ -73,6 +73,7 @@ def _database(conn: psycopg.Connection[Any], host: str, slot: str) -> Iterator[F
     ):
         yield from _kept(name, partial(check, conn))
     yield from _kept("relay", lambda: processes.check_relay(conn, slot))
+    yield from _kept("tenants", lambda: tenants.check_tenants(conn, slot))
 
 
 def _kept(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

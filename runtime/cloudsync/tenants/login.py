@@ -123,11 +123,12 @@ class _Secret:
             return self._password != before
 
     def _fetch(self) -> None:
-        # Optional: only deployments have boto3.
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-
+        try:  # optional: only deployments have boto3
+            import boto3
+            from botocore.config import Config
+            from botocore.exceptions import BotoCoreError, ClientError
+        except ImportError:
+            raise PasswordUnavailable("boto3, which reads the password, is not installed.") from None
         try:
             if self._client is None:
                 config = Config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 3})
