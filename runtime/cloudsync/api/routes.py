@@ -51,6 +51,7 @@ def public(settings: Settings) -> APIRouter:
     )
     async def register(principal: Caller, served: Served, body: NewClient | None = None) -> ClientBody:
         wanted = body or NewClient()
+        await served.look_again()
         client = await served.database(
             principal,
             lambda connection: clients.register(

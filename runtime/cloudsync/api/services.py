@@ -71,6 +71,11 @@ class Services:
             await self.tenants.refresh()
         return await (self._dedicated.of(principal.tenant) or self._shared).transact(work)
 
+    async def look_again(self) -> None:
+        """Read where tenants are, if that can be done: what is issued now in a place left is good nowhere."""
+        with contextlib.suppress(psycopg.Error, TimeoutError):
+            await self.tenants.refresh()
+
     def note(
         self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None
     ) -> None:

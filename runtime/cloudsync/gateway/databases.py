@@ -10,6 +10,10 @@ on it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+
+import psycopg
+from psycopg_pool import PoolTimeout
 
 from cloudsync import logs
 from cloudsync.errors import DatabaseAway
@@ -94,6 +98,12 @@ class Databases:
             await self.tenants.refresh()  # 4503 is final for a client: it may just have been enabled
         self.tenants.admit(principal.tenant)
         return self._dedicated.of(principal.tenant) or self.shared
+
+    async def look_again(self, gateway: Gateway, principal: Principal) -> bool:
+        """`is_still`, by the table of tenants as it is now, if it can be read."""
+        with contextlib.suppress(psycopg.Error, PoolTimeout):
+            await self.tenants.refresh()
+        return self.is_still(gateway, principal)
 
     def is_still(self, gateway: Gateway, principal: Principal) -> bool:
         """Whether a tenant's database is the one that was chosen a moment ago."""

@@ -501,7 +501,7 @@ class Gateway:
             self._send_elsewhere(connection)
             return
         if principal is None:
-            if now_s - connection.opened_s > self.settings.hello_timeout_s:
+            if connection.client_id is None and now_s - connection.opened_s > self.settings.hello_timeout_s:
                 connection.close(Close.PROTOCOL_ERROR, Error("hello_expected", "No hello came in time."))
             return
         if wall_s > principal.expires_at + self.settings.jwt_leeway_s:

@@ -60,6 +60,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _BAD_FRAMES_ALLOWED = 10
+_JUDGED_WITHIN_S = 6.0
+"""A database that says nothing at all keeps no client waiting for longer."""
 _log = logs.get("gateway")
 
 
@@ -137,10 +139,14 @@ class WebSocketHandler:
         connection.client_id = hello.client_id  # before it is verified: a revocation from here on is heard
         gateway = databases.shared
         try:
-            gateway = await databases.choose(principal)
-            cursor = gateway.open_for(principal, hello)
-            last_mutation = await gateway.verify(principal, hello.client_id, cursor)
+            async with asyncio.timeout(_JUDGED_WITHIN_S):
+                gateway = await databases.choose(principal)
+                cursor = gateway.open_for(principal, hello)
+                last_mutation = await gateway.verify(principal, hello.client_id, cursor)
         except ClientRefused as refusal:
+            if not await databases.look_again(gateway, principal):  # 4501 is final for a client
+                self._send_elsewhere(connection)
+                return None
             gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], ClientRefused.code)
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
             return None
@@ -151,7 +157,7 @@ class WebSocketHandler:
         except DatabaseAway as away:
             connection.close(Close.SERVER_ERROR, Error(away.code, str(away)))
             return None
-        except (psycopg.Error, PoolTimeout):
+        except (psycopg.Error, PoolTimeout, TimeoutError):
             connection.close(
                 Close.SERVER_ERROR,
                 Error("unavailable", "The client id cannot be verified right now; try again."),
@@ -160,8 +166,9 @@ class WebSocketHandler:
         try:
             resumed: Resumed | None = None
             if hello.cursor is not None:
-                resumed = "resync" if cursor is None else await gateway.choose(cursor)
-        except (NotConnected, psycopg.Error, PoolTimeout):
+                async with asyncio.timeout(_JUDGED_WITHIN_S):
+                    resumed = "resync" if cursor is None else await gateway.choose(cursor)
+        except (NotConnected, psycopg.Error, PoolTimeout, TimeoutError):
             connection.close(
                 Close.SERVER_ERROR,
                 Error("unavailable", "The cursor cannot be judged right now; come back with it."),
@@ -170,7 +177,7 @@ class WebSocketHandler:
         if connection.close_code is not None:
             return None
         if not databases.is_still(gateway, principal):
-            connection.close(Close.MOVED, Error("unavailable", CLOSE_MEANINGS[Close.MOVED]))
+            self._send_elsewhere(connection)
             return None
         place = (principal.tenant, principal.user)
         if gateway.users.get(place, 0) >= settings.connections_per_user:
@@ -203,6 +210,9 @@ class WebSocketHandler:
                 except RequestError as error:
                     connection.control(Error(error.code, str(error), held.id))
         return gateway
+
+    def _send_elsewhere(self, connection: Connection) -> None:
+        connection.close(Close.MOVED, Error("unavailable", CLOSE_MEANINGS[Close.MOVED]))
 
     async def _verify(self, token: str) -> Principal:
         if self._verifier.blocking:

@@ -1,0 +1,272 @@
+"""A tenant's database comes, goes, and is away, while the platform runs: nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import psycopg
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from cloudsync.client.raw import RawConnection
+from cloudsync.dev.options import PlatformOptions
+from cloudsync.dev.platform import Platform
+from cloudsync.errors import ClientRefused
+from cloudsync.protocol.codes import Close
+from integration.gateway.test_coming_back import ready
+from integration.gateway.traveller import travelling
+from integration.path.world import Watcher
+from integration.tenants.sites import LIVELY, Sites
+from integration.tenants.test_dedicated import values
+from waiting import eventually_async
+from wire import Wire
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def platform_with_one() -> Iterator[Platform]:
+    """A database and a relay for the tenant `guest`, which is detached before each test."""
+    with Platform(PlatformOptions.private(dedicated=("guest",), environment=LIVELY)) as running:
+        yield running
+
+
+@pytest.fixture
+async def sites(platform_with_one: Platform) -> AsyncIterator[Sites]:
+    made = Sites(platform_with_one)
+    made.shared.run("UPDATE cloudsync.tenants SET plan = 'shared', database = NULL, status = 'active'")
+    await _at_home(made, "guest", None)
+    yield made
+    await made.close()
+
+
+def reference(sites: Sites, port: int | None = None) -> str:
+    parts = urlsplit(sites.platform.postgres_url("cloudsync_service", tenant="guest"))
+    return parts._replace(netloc=f"cloudsync_service@127.0.0.1:{port or parts.port}").geturl()
+
+
+async def attach(sites: Sites, text: str) -> None:
+    await sites.command("tenant", "attach", "guest", "--database", text)
+    await _at_home(sites, "guest", text)
+
+
+async def _at_home(sites: Sites, tenant: str, text: str | None) -> None:
+    """Return once the API registers clients where the tenant belongs; gateways are asked by connecting."""
+    world = sites.shared if text is None else sites.of["guest"]
+    user = f"probe{text is None}"
+
+    async def registered() -> bool:
+        with contextlib.suppress(AssertionError):
+            await asyncio.to_thread(sites.shared.new_client_id, tenant, user)
+        found = world.run("SELECT client_id FROM cloudsync.clients WHERE user_id = %s", user)
+        world.run("DELETE FROM cloudsync.clients WHERE user_id = %s", user)
+        return bool(found)
+
+    await eventually_async(registered, 20)
+
+
+async def watch(sites: Sites, tenant: str, user: str) -> Watcher:
+    """A client that comes again as long as it is told to."""
+
+    async def connected() -> Watcher | None:
+        try:
+            return await sites.shared.watch(tenant, user)
+        except Exception as error:
+            if "again" not in str(error):
+                raise
+            return None
+
+    return await eventually_async(connected, 20)
+
+
+async def test_attached_and_detached_while_the_platform_runs(sites: Sites) -> None:
+    table = sites.table()
+    processes = {name: status.pid for name, status in sites.platform.processes.items()}
+    other = await watch(sites, "other", "ann")
+    await other.subscribe("s", table)
+    async with travelling(sites.shared, "guest", "ann") as guest:
+        await _patient(guest.connect)
+        await guest.subscribe("s", table)
+        await guest.new_cursor()
+        of_shared = guest.cursor
+        await attach(sites, reference(sites))
+        await asyncio.wait_for(guest.gone(), 10)
+        assert guest.closed == Close.MOVED
+        with pytest.raises(ClientRefused):  # the id is one of the shared database
+            await _patient(guest.connect)
+        guest.client_id = await asyncio.to_thread(sites.shared.new_client_id, "guest", "ann")
+        guest.cursor = None
+        sites.of["guest"].run(f"INSERT INTO {table} VALUES (1, 'guest', 'own')")
+        await _patient(guest.connect)
+        await guest.until(lambda: guest.cursor)
+        view = await guest.subscribe("s", table)
+        assert [row["v"] for row in view.rows.values()] == ["own"]
+        sites.of["guest"].run(f"UPDATE {table} SET v = 'live'")
+        sites.shared.run(f"INSERT INTO {table} VALUES (1, 'guest', 'not mine')")
+        await guest.until(lambda: [row["v"] for row in view.rows.values()] == ["live"])
+        sites.shared.run(f"DELETE FROM {table}")
+        await guest.leave()
+        assert await guest.connect(cursor=of_shared) == "resync", "a cursor of the shared database"
+        of_own = await guest.new_cursor()
+
+        await sites.command("tenant", "detach", "guest")
+        await asyncio.wait_for(guest.gone(), 10)
+        assert guest.closed == Close.MOVED
+        await _at_home(sites, "guest", None)
+        guest.client_id = await asyncio.to_thread(sites.shared.new_client_id, "guest", "ann")
+        assert await _patient(lambda: guest.connect(cursor=of_own)) == "resync"
+        sites.shared.run(f"INSERT INTO {table} VALUES (2, 'guest', 'shared again')")
+        sites.of["guest"].run(f"INSERT INTO {table} VALUES (3, 'guest', 'left behind')")
+        await guest.until(lambda: [row["v"] for row in view.rows.values()] == ["shared again"])
+    sites.shared.run(f"INSERT INTO {table} VALUES (9, 'other', 'undisturbed')")
+    await other.until(lambda: values(other) == {"undisturbed"})
+    assert other.closed is None
+    assert {name: status.pid for name, status in sites.platform.processes.items()} == processes
+    assert "all as written" in await sites.command("audit", "verify", world=sites.of["guest"])
+
+
+async def _patient(connect):  # type: ignore[no-untyped-def]
+    """Connect as often as one is told to come again."""
+
+    async def connected() -> list[str | None] | None:
+        try:
+            return [await connect()]
+        except Exception as error:
+            if "again" not in str(error):
+                raise
+            return None
+
+    (resumed,) = await eventually_async(connected, 20)
+    return resumed
+
+
+async def test_a_tenants_database_that_is_away_is_its_own_matter(sites: Sites) -> None:
+    table = sites.table()
+    other = await watch(sites, "other", "ann")
+    await other.subscribe("s", table)
+    gateway, headers = (
+        sites.platform.gateway_urls[0],
+        {"Authorization": f"Bearer {sites.shared.token('guest', 'x')}"},
+    )
+    async with Wire(port=urlsplit(sites.shared.url).port or 0) as wire:
+        await attach(sites, reference(sites, wire.port))
+        guest = await watch(sites, "guest", "ann")
+        await guest.subscribe("s", table)
+        for silent in (False, True):
+            if silent:
+                wire.freeze()
+            else:
+                await wire.refuse()
+            # Who is connected stays so: what its relay streams goes on to arrive.
+            sites.of["guest"].run(f"INSERT INTO {table} VALUES ({1 + silent}, 'guest', 'arrives')")
+            await guest.until(lambda n=1 + silent: len(guest.subscriptions["s"].rows) == n)
+            with pytest.raises(Exception, match="again"):
+                await RawConnection.open(
+                    gateway, token=sites.shared.token("guest", "eve"), client_id="c_" + "x" * 22
+                )
+            async with httpx.AsyncClient(base_url=sites.platform.api_url, trust_env=False) as caller:
+                answer = await caller.get("/v1/clients", headers=headers, timeout=20)
+                assert answer.status_code == 503
+                assert (await caller.get("/readyz", timeout=20)).status_code == 200
+            assert await asyncio.to_thread(ready, gateway)
+            newcomer = await watch(sites, "other", "newcomer")
+            sites.shared.run(f"INSERT INTO {table} VALUES ({1 + silent}, 'other', 'on time')")
+            await newcomer.subscribe("s", table)
+            await other.until(lambda n=1 + silent: len(other.subscriptions["s"].rows) == n, 5)
+            if silent:
+                wire.thaw()
+            else:
+                await wire.restore()
+            again = await watch(sites, "guest", "ann")
+            await again.subscribe("s", table)
+            assert values(again) == {"arrives"}
+        assert guest.closed is None
+        assert other.closed is None
+
+
+async def test_a_reference_that_leads_nowhere_leads_nowhere_else(sites: Sites) -> None:
+    """Neither one that is no reference, nor one where nobody listens, nor one that is the shared database."""
+    table = sites.table()
+    sites.shared.run(f"INSERT INTO {table} VALUES (1, 'guest', 'of the shared database')")
+    known = await asyncio.to_thread(sites.shared.new_client_id, "guest", "ann")
+    shared = urlsplit(sites.platform.postgres_url("cloudsync_service"))
+    for text in (
+        "nonsense",
+        "postgresql://cloudsync_service@127.0.0.1:1/nowhere",
+        shared._replace(netloc=f"cloudsync_service@localhost:{shared.port}").geturl(),
+    ):
+        sites.shared.run(
+            "INSERT INTO cloudsync.tenants (id, name, plan, database) VALUES ('guest', 'g', 'dedicated', %s)"
+            " ON CONFLICT (id) DO UPDATE SET plan = 'dedicated', database = excluded.database",
+            text,
+        )
+
+        async def refused() -> bool:
+            """By the gateway and by the API."""
+            with contextlib.suppress(ConnectionClosed):
+                try:
+                    raw = await RawConnection.open(
+                        sites.platform.gateway_urls[0],
+                        token=sites.shared.token("guest", "ann"),
+                        client_id=known,
+                    )
+                    await raw.close()
+                    return False
+                except Exception as error:
+                    if "again" not in str(error):
+                        raise
+            headers = {"Authorization": f"Bearer {sites.shared.token('guest', 'ann')}"}
+            async with httpx.AsyncClient(trust_env=False, timeout=20) as caller:
+                answer = await caller.get(f"{sites.platform.api_url}/v1/clients", headers=headers)
+            return answer.status_code == 503
+
+        await eventually_async(refused, 20)
+        for _ in range(20):  # and however often it tries
+            assert await refused()
+        findings = json.loads(await sites.command("doctor", "--json", status=1))
+        failed = {each["subject"] for each in findings if each["state"] == "failure"}
+        assert failed & {"tenants.reach", "tenants.identity"}
+
+
+async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
+    """The second name of a database serves nobody; who has had it goes on."""
+    await attach(sites, reference(sites))
+    guest = await watch(sites, "guest", "ann")
+    with psycopg.connect(sites.shared.url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO cloudsync.tenants (id, name, plan, database)"
+            " VALUES ('double', 'd', 'dedicated', %s)",
+            (reference(sites).replace("127.0.0.1", "localhost"),),
+        )
+    try:
+        client_id = await asyncio.to_thread(sites.of["guest"].new_client_id, "guest", "bob")
+        logs = sites.platform.logs / f"{next(n for n in sites.platform.processes if 'gateway' in n)}.log"
+        await eventually_async(lambda: "it is that of the tenant guest" in logs.read_text(), 20)
+        for _ in range(10):
+            with pytest.raises(Exception, match="again"):
+                await RawConnection.open(
+                    sites.platform.gateway_urls[0],
+                    token=sites.shared.token("double", "bob"),
+                    client_id=client_id,
+                )
+        assert guest.closed is None
+        assert logs.read_text().count("it is that of the tenant guest") == 1
+    finally:
+        sites.shared.run("DELETE FROM cloudsync.tenants WHERE id = 'double'")
+
+
+async def test_a_dedicated_tenant_is_disabled_as_any_other(sites: Sites) -> None:
+    await attach(sites, reference(sites))
+    guest = await watch(sites, "guest", "ann")
+    await sites.command("tenant", "disable", "guest")
+    await guest.until(lambda: guest.closed, 10)
+    assert guest.closed is not None
+    assert guest.closed[0] == Close.TENANT_DISABLED
+    await sites.command("tenant", "enable", "guest")
+    await sites.registers("guest")
+    assert (await watch(sites, "guest", "ann")).closed is None
