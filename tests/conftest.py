@@ -87,15 +87,26 @@ def migrated_template(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def database(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
     """URL, as superuser, of a fresh migrated database that goes with the test."""
+    name = _copy_of(postgres, migrated_template)
+    yield postgres.url(database=name)
+    drop_database(postgres, name)
+
+
+@pytest.fixture
+def second_database(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """As `database`: for a dedicated tenant beside it."""
+    name = _copy_of(postgres, migrated_template)
+    yield postgres.url(database=name)
+    drop_database(postgres, name)
+
+
+def _copy_of(postgres: EmbeddedPostgres, template: str) -> str:
     name = f"test_{next(_numbers)}"
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-                sql.Identifier(name), sql.Identifier(migrated_template)
-            )
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         )
-    yield postgres.url(database=name)
-    drop_database(postgres, name)
+    return name
 
 
 def drop_database(postgres: EmbeddedPostgres, name: str) -> None:

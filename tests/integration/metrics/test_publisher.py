@@ -112,6 +112,39 @@ def test_a_server_that_is_away_leaves_its_figures_out(database: str, redis_url: 
     assert _written("relay.parked") == [0]
 
 
+def test_dedicated_tenants_count_as_the_worst_or_in_the_sum(
+    database: str, second_database: str, redis_url: str
+) -> None:
+    """One value of each figure, so that alarms and scaling need not know of tenants."""
+    own = second_database.replace("postgres@", "cloudsync_service@")
+    for url, name, silent_s, parked in ((database, "db1", 3, 2), (second_database, "db2", 4000, 5)):
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO cloudsync.relay_state (database_id, system_identifier, timeline, slot_name,"
+                " heartbeat_at) VALUES (%s, '1', 1, %s, clock_timestamp() - %s * interval '1 second')",
+                (name, name, silent_s),
+            )
+            connection.execute(
+                "INSERT INTO cloudsync.pending_events (shard, lsn, ordinal, event)"
+                " SELECT 0, '0/1', n, '' FROM generate_series(1, %s) n",
+                (parked,),
+            )
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO cloudsync.tenants (id, name, plan, database) VALUES ('acme', 'a', 'dedicated', %s)",
+            (own,),
+        )
+    with connect(redis_url) as client:
+        client.flushall()
+    CloudWatchPublisher(_settings(database, redis_url)).publish()
+    assert _written("relay.silence")[0] >= 4000
+    assert _written("relay.parked") == [7]
+    assert _written("redis.pubsub.backlog") == [7]
+    assert len(boto3.client("cloudwatch").list_metrics(Namespace="CloudSync")["Metrics"]) == len(
+        {each["MetricName"] for each in boto3.client("cloudwatch").list_metrics()["Metrics"]}
+    ), "no metric has a dimension of its own for a tenant"
+
+
 def test_it_publishes_what_is_defined_as_published(database: str, redis_url: str) -> None:
     """And every other figure with an alarm is written by the processes themselves."""
     from cloudsync.metrics.definitions import METRICS
