@@ -187,7 +187,9 @@ class Settings(BaseSettings):
     )
 
     tenant_refresh_s: float = Field(
-        default=2.0, gt=0, description="How often gateways and the API read which tenants are disabled."
+        default=2.0,
+        gt=0,
+        description="How often processes read which tenants are disabled, and which have a database.",
     )
 
     # Audit
