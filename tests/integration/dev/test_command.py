@@ -215,10 +215,43 @@ def test_nothing_survives_the_death_of_the_supervisor(tmp_path: Path) -> None:
     assert not state.is_running(tmp_path / ".cloudsync")
 
 
+def test_a_dedicated_tenants_database_is_found_by_its_name(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("dedicated")
+    terminal = _Terminal(folder, "--dedicated", "acme")
+    try:
+        running = terminal.wait_ready()
+        assert any(line.split()[:2] == ["relay-acme", "ready"] for line in terminal.lines)
+        name = ("--dedicated", "acme", "-Atc", "SELECT current_database()")
+        assert _run(folder, "psql", *name).stdout == "cloudsync_acme\n"
+        _run(folder, "psql", "--dedicated", "acme", "-c", "CREATE TABLE todos (id bigint PRIMARY KEY)")
+        assert _run(folder, "track", "todos", "--tenant", "acme", "--dedicated", "acme").stderr == ""
+        assert "[track_refused]" in _run(folder, "track", "todos", "--tenant", "acme").stderr
+        assert f"of acme  {running.dedicated['acme']}" in _run(folder, "url").stdout
+        assert "Relay of acme:  live" in _run(folder, "status").stdout
+        assert _run(folder, "psql", "--dedicated", "globex").stderr.endswith("[unknown_tenant]\n")
+    finally:
+        terminal.process.terminate()
+        terminal.end()
+    terminal = _Terminal(folder)
+    try:
+        terminal.wait_ready()
+        assert (
+            "No relay runs on the database of the tenant acme: start with --dedicated acme." in terminal.text
+        )
+    finally:
+        terminal.process.terminate()
+        terminal.end()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "ending"),
     [
         (("dev", "--cells", "12"), 1, "[configuration]\n"),
+        (("dev", "--dedicated", "Acme & Co."), 1, "[configuration]\n"),
+        (("dev", "--dedicated", "acme", "--postgres-url", "postgresql://x/y"), 1, "[configuration]\n"),
+        (("psql", "--dedicated", "acme"), 1, "[not_running]\n"),
         (("dev", "--data", "/dev/null"), 1, "[configuration]\n"),
         (("dev", "--redis-url", "redis://127.0.0.1:1"), 1, "[redis_unreachable]\n"),
         (("dev", "--postgres-url", "postgresql://127.0.0.1:1/x"), 1, "[database_unreachable]\n"),

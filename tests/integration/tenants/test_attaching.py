@@ -130,6 +130,47 @@ async def test_attached_and_detached_while_the_platform_runs(sites: Sites) -> No
     assert "all as written" in await sites.command("audit", "verify", world=sites.of["guest"])
 
 
+async def test_moved_with_its_rows_and_clients_a_tenant_goes_on(sites: Sites) -> None:
+    """What `runbooks/move-a-tenant.md` says, step by step."""
+    table = sites.table()
+    own = sites.of["guest"]
+    sites.shared.run(f"INSERT INTO {table} VALUES (1, 'guest', 'kept'), (2, 'other', 'stays')")
+    async with travelling(sites.shared, "guest", "ann") as guest:
+        await _patient(guest.connect)
+        await guest.subscribe("s", table)
+        await guest.new_cursor()
+        assert "has rows in" in await sites.command(
+            "tenant", "attach", "guest", "--database", reference(sites), status=1
+        )
+        await sites.command("tenant", "disable", "guest")
+        await asyncio.wait_for(guest.gone(), 10)
+        assert guest.closed == Close.TENANT_DISABLED
+        of_tenant = "tenant_id = 'guest'"
+        for name, condition in (
+            (table, of_tenant),
+            ("cloudsync.clients", of_tenant),
+            (
+                "cloudsync.mutations",
+                f"client_id IN (SELECT client_id FROM cloudsync.clients WHERE {of_tenant})",
+            ),
+        ):
+            with psycopg.connect(sites.shared.url) as old, psycopg.connect(own.url) as new:
+                query = f"COPY (SELECT * FROM {name} WHERE {condition}) TO STDOUT"
+                with old.cursor().copy(query) as rows, new.cursor().copy(f"COPY {name} FROM STDIN") as place:
+                    for row in rows:
+                        place.write(row)
+        sites.shared.run(f"DELETE FROM {table} WHERE {of_tenant}")
+        await sites.command("tenant", "attach", "guest", "--database", reference(sites))
+        await sites.command("tenant", "enable", "guest")
+        await sites.registers("guest")
+        assert await _patient(guest.connect) == "resync"
+        view = guest.views["s"]
+        await guest.until(lambda: [row["v"] for row in view.rows.values()] == ["kept"])
+        own.run(f"UPDATE {table} SET v = 'goes on'")
+        await guest.until(lambda: [row["v"] for row in view.rows.values()] == ["goes on"])
+    assert sites.shared.run(f"SELECT v FROM {table}") == [("stays",)]
+
+
 async def _patient(connect):  # type: ignore[no-untyped-def]
     """Connect as often as one is told to come again."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -284,6 +286,16 @@ async def test_the_doctor_looks_at_every_tenant(sites: Sites) -> None:
     assert {each["subject"] for each in found if each["state"] == "failure"} == {"tenants.rows"}
     (left,) = [each["text"] for each in of_tenants if f"public.{table}" in each["text"]]
     assert left.startswith("acme: has rows in")
+
+
+async def test_nothing_is_lost_or_leaked_in_a_tenants_database(sites: Sites) -> None:
+    """Random programs against the tenant's database, through the gateway that serves all of them."""
+    token = f"{shlex.quote(sys.executable)} -P -m cloudsync token --tenant {{tenant}} --user {{user}}"
+    options = ("--tenant", "acme", "--minutes", "0.2", "--url", sites.platform.api_url)
+    said = await sites.command("verify", *options, "--token-command", token, world=sites.of["acme"])
+    assert "lost 0, leaked 0, otherwise wrong 0" in said
+    assert sites.of["acme"].run("SELECT count(*) > 0 FROM cloudsync.clients WHERE user_id = '1'") == [(True,)]
+    assert sites.shared.run("SELECT count(*) FROM cloudsync.clients WHERE user_id = '1'") == [(0,)]
 
 
 def test_the_databases_are_apart(dedicated: Platform) -> None:

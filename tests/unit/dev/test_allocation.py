@@ -76,6 +76,9 @@ def test_servers_that_are_given_need_no_port() -> None:
         {"api_port": 70000},
         {"cells": 2, "gateway_port": 9000},
         {"services": ("relay", "typo")},
+        {"dedicated": ("Acme Inc.",)},
+        {"dedicated": ("acme", "acme")},
+        {"dedicated": ("acme",), "postgres_url": "postgresql://x"},
         {"fresh": True, "postgres_url": "postgresql://x"},
     ],
 )
