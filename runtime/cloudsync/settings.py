@@ -25,7 +25,9 @@ class Settings(BaseSettings):
         default="deployment", description="`development` allows HS256 tokens and the token route."
     )
     postgres_url: str = Field(
-        default="", repr=False, description="The tenant database, as this process's role."
+        default="",
+        repr=False,
+        description="The shared database, of a dedicated tenant's relay its own, as this process's role.",
     )
     redis_events_url: str = Field(default="", repr=False, description="Feeds, registry, deliveries.")
     redis_broker_url: str = Field(

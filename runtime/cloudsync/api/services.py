@@ -25,6 +25,7 @@ from cloudsync.tokens import Principal, TokenVerifier
 from cloudsync.unlocking import open_keyring
 
 REDIS_TIMEOUT_S: Final = 2.0
+_LOOK_WITHIN_S: Final = 2.0
 T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token of the tenant's user.")
 
@@ -74,7 +75,8 @@ class Services:
     async def look_again(self) -> None:
         """Read where tenants are, if that can be done: what is issued now in a place left is good nowhere."""
         with contextlib.suppress(psycopg.Error, TimeoutError):
-            await self.tenants.refresh()
+            async with asyncio.timeout(_LOOK_WITHIN_S):
+                await self.tenants.refresh()
 
     def note(
         self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None

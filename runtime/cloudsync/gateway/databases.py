@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Final
 
 import psycopg
 from psycopg_pool import PoolTimeout
@@ -36,6 +37,8 @@ from cloudsync.tenants.dedicated import DedicatedDatabases
 from cloudsync.tenants.directory import TenantDirectory
 from cloudsync.tenants.login import Login
 from cloudsync.tokens import Principal
+
+_LOOK_WITHIN_S: Final = 3.0
 
 _log = logs.get("gateway")
 
@@ -101,8 +104,9 @@ class Databases:
 
     async def look_again(self, gateway: Gateway, principal: Principal) -> bool:
         """`is_still`, by the table of tenants as it is now, if it can be read."""
-        with contextlib.suppress(psycopg.Error, PoolTimeout):
-            await self.tenants.refresh()
+        with contextlib.suppress(psycopg.Error, PoolTimeout, TimeoutError):
+            async with asyncio.timeout(_LOOK_WITHIN_S):
+                await self.tenants.refresh()
         return self.is_still(gateway, principal)
 
     def is_still(self, gateway: Gateway, principal: Principal) -> bool:

@@ -115,12 +115,12 @@ class Gateway:
             receipts=self._receipts,
         )
         self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-            connection_class=login.connection_class,
             min_size=1,
             max_size=settings.snapshots_at_once + 4,
             open=False,
             check=AsyncConnectionPool.check_connection,  # after a fail-over those that lie here are dead
             kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
+            **login.pool_options,
         )
         self.subscriptions = Subscriptions(
             settings=settings, keyring=keyring, hub=self.hub, pool=self.pool, journal=self.journal,

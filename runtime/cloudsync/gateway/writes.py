@@ -107,11 +107,11 @@ class Writes:
         self._incomplete: deque[tuple[Position, Connection, int]] = deque(maxlen=_INCOMPLETE_KEPT)
         self._somebody_waits = asyncio.Event()
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
-            connection_class=login.connection_class,
             min_size=1,
             max_size=settings.writes_at_once,
             open=False,
             kwargs={"autocommit": True, "application_name": "cloudsync-writes", "options": SESSION_OPTIONS},
+            **login.pool_options,
         )
 
     async def open(self) -> None:

@@ -43,11 +43,10 @@ def drain_gateway(client: redis.Redis, gateway_id: str, *, timeout_s: float) -> 
             f"There is no live gateway {gateway_id!r}.",
             hint=f"These live: {', '.join(live)}." if live else "None is registered.",
         )
-    here = keys[0]
-    token = client.get(here.token(gateway_id))
+    tokens = {k.token(gateway_id): client.get(k.token(gateway_id)) for k in keys}
     began_s = time.monotonic()
     ask_due_s = began_s
-    while client.get(here.token(gateway_id)) == token and token is not None:
+    while any(token is not None and client.get(key) == token for key, token in tokens.items()):
         now_s = time.monotonic()
         if now_s - began_s > timeout_s:
             raise StillDraining(

@@ -135,9 +135,8 @@ def read(
     client: redis.Redis, routers: list[Router], block_ms: int
 ) -> Iterator[tuple[Router, list[Any], Any]]:
     """What came in the feeds of each router's shards, and then in its registry's log. Raises redis errors."""
-    streams: Any = {}
-    for router in routers:
-        streams.update(router.streams())
+    feeds = [router.streams() for router in routers]
+    streams: Any = {feed: after for each in feeds for feed, after in each.items()}
     with client.pipeline(transaction=False) as pipeline:
         # One round trip: Redis runs the other commands when the first has stopped blocking.
         pipeline.xread(streams, count=max(router.count for router in routers), block=block_ms)
@@ -145,7 +144,7 @@ def read(
             router.ask(pipeline)
         answer, *registry_logs = pipeline.execute()
     arrived = dict(answer or ())
-    for router, log in zip(routers, registry_logs, strict=True):
-        entries = [(feed, arrived[feed]) for name in router.streams() if (feed := name.encode()) in arrived]
+    for router, names, log in zip(routers, feeds, registry_logs, strict=True):
+        entries = [(feed, arrived[feed]) for name in names if (feed := name.encode()) in arrived]
         if entries:
             yield router, entries, log

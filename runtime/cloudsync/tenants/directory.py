@@ -73,6 +73,8 @@ class TenantDirectory:
         """The id of the shared database."""
         self.refreshed: Callable[[], None] | None = None
         """Called after each reading."""
+        self._lock = asyncio.Lock()
+        self._asked = self._answered = 0
 
     def admit(self, tenant: str) -> None:
         """Raises TenantDisabled."""
@@ -93,8 +95,19 @@ class TenantDirectory:
             await asyncio.sleep(self._refresh_s)
 
     async def refresh(self) -> None:
-        """Read once. Raises psycopg errors, PoolTimeout or TimeoutError."""
-        tenants, database_id = await self._read()
+        """Read once; one reading serves all who asked before it began, and no older one replaces a newer.
+
+        Raises psycopg errors, PoolTimeout or TimeoutError.
+        """
+        self._asked += 1
+        asked = self._asked
+        async with self._lock:
+            if self._answered < asked:
+                reading = self._asked
+                self._take(*await self._read())
+                self._answered = reading
+
+    def _take(self, tenants: list[Special], database_id: str | None) -> None:
         disabled = frozenset(tenant.id for tenant in tenants if tenant.status != "active")
         for tenant_id in sorted(disabled ^ self.disabled):
             _log.info("disabled" if tenant_id in disabled else "enabled", tenant=tenant_id)

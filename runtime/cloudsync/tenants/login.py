@@ -18,6 +18,7 @@ from cloudsync.tenants.reference import DatabaseReference
 
 _FRESH_S: Final = 5.0
 """A password that was read so recently is not read again when it is refused."""
+_RECONNECT_S: Final = 5.0
 _NOTICED: Final = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -37,8 +38,9 @@ class PasswordUnavailable(psycopg.OperationalError):
 class Login:
     """Opens connections to one database, and reads its password again when it may have been rotated."""
 
-    def __init__(self, url: str, secret: str | None = None) -> None:
+    def __init__(self, url: str, secret: str | None = None, *, one_of_many: bool = False) -> None:
         self._conninfo = url
+        self._one_of_many = one_of_many
         self._secret = _Secret(secret) if secret is not None else None
 
     @classmethod
@@ -46,7 +48,7 @@ class Login:
         """To a tenant's own database."""
         known = conninfo_to_dict(reference.url)
         missing = {name: value for name, value in _NOTICED.items() if name not in known}
-        return cls(make_conninfo(reference.url, **missing), reference.secret)
+        return cls(make_conninfo(reference.url, **missing), reference.secret, one_of_many=True)
 
     def connect(self, **options: Any) -> Connection[Any]:
         """A connection, for whoever may block. Raises psycopg.OperationalError."""
@@ -60,6 +62,16 @@ class Login:
     async def connect_async(self, **options: Any) -> AsyncConnection[Any]:
         """A connection. Raises psycopg.OperationalError."""
         return await self.connection_class.connect("", **options)
+
+    @property
+    def pool_options(self) -> dict[str, Any]:
+        """What a pool needs to lead to this database.
+
+        Of a tenant's own an attempt that fails is given up soon, and whoever asks next begins another: it is
+        found as soon as it is back, not after the pool's minutes of backing off.
+        """
+        patience = {"reconnect_timeout": _RECONNECT_S} if self._one_of_many else {}
+        return {"connection_class": self.connection_class, **patience}
 
     @cached_property
     def connection_class(self) -> type[AsyncConnection[Any]]:
