@@ -163,9 +163,9 @@ class Gateway:
 
         Who is connected in the end is told to come again: another process or another database has them then.
         """
-        await self.pool.open()
-        await self.writes.open()
         try:
+            await self.pool.open()
+            await self.writes.open()
             endless = [
                 self._keep_registered(),
                 self._tend_connections(),
