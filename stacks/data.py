@@ -8,6 +8,7 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from stacks.constructs.alarms import DatabaseAlarms
 from stacks.constructs.database import Database
 from stacks.constructs.findings import accept
 from stacks.constructs.redis import Redis
@@ -31,6 +32,9 @@ class DataStack(EnvironmentStack):
             vpc=network.vpc,
             protected=settings.protected,
         )
+        DatabaseAlarms(self, "Alarms", database=self.database, what="the shared database", settings=settings)
+        # An alarm of the stack Monitoring imported it, one release ago: runbooks/remove-an-export.md.
+        self.export_value(self.database.instance.instance_identifier)
         self.sealing_key = self._key("SealingKey", "Wraps the keys that seal events in Redis.")
         self.keyring = self._keyring()
         self.redis_key = self._key("RedisKey", "Encrypts Redis at rest, and its passwords.")

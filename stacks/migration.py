@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -48,7 +48,7 @@ class MigrationStack(EnvironmentStack):
             self, "Cluster", vpc=network.vpc, container_insights_v2=ecs.ContainerInsights.ENABLED
         )
         self.provider, self.handler_role = self._provider(network)
-        task = FargateTask(
+        self.task = FargateTask(
             self,
             "Task",
             process=MIGRATE,
@@ -61,13 +61,28 @@ class MigrationStack(EnvironmentStack):
         self.migration = Migration(
             self,
             "Migration",
-            task=task,
+            task=self.task,
             cluster=self.cluster,
             provider=self.provider,
             handler_role=self.handler_role,
             digest=sql_digest(),
         )
         CfnOutput(self, "Token", value=self.provider.service_token, export_name=f"{self.stack_name}:Provider")
+        self._export_what_tenants_import()
+
+    def _export_what_tenants_import(self) -> None:
+        """Also while there is no tenant: the last one to leave the settings would take the exports with it,
+        which its stack still imports.
+        """
+        for value in (
+            self.provider.service_token,
+            self.handler_role.role_name,
+            self.cluster.cluster_name,
+            self.cluster.cluster_arn,
+            self.task.security_group.security_group_id,
+            self.task.log_group.log_group_name,
+        ):
+            self.export_value(value)
 
     def _provider(self, network: NetworkStack) -> tuple[custom_resources.Provider, iam.IRole]:
         role = iam.Role(
@@ -170,10 +185,15 @@ class FinishStack(EnvironmentStack):
     """Phase post of every database. It stands apart: it is deployed after the bake, not with it."""
 
     def __init__(
-        self, scope: Construct, *, settings: EnvironmentSettings, migrating: Sequence[str], provider: str
+        self,
+        scope: Construct,
+        *,
+        settings: EnvironmentSettings,
+        migrating: Mapping[str, Migration],
+        provider: str,
     ) -> None:
         super().__init__(scope, "Finish", settings=settings, description="schema, when the old code is gone")
-        for stack in migrating:
+        for stack, migration in migrating.items():
             CustomResource(
                 self,
                 stack,
@@ -182,9 +202,7 @@ class FinishStack(EnvironmentStack):
                 properties={
                     "Phase": "post",
                     "Digest": sql_digest(),
-                    **{
-                        name: Fn.import_value(f"{stack}:{name}")
-                        for name in ("TaskDefinition", "SecurityGroup", "LogGroup")
-                    },
+                    "TaskDefinition": migration.family,
+                    **{name: Fn.import_value(f"{stack}:{name}") for name in ("SecurityGroup", "LogGroup")},
                 },
             )

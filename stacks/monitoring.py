@@ -1,5 +1,7 @@
 """Monitoring: each alarm of the registry of metrics, those of AWS's own parts, and a dashboard.
 
+What RDS says of a database alarms in the database's own stack.
+
 Datadog's monitors and dashboard, where the settings ask for them, come from the same registry.
 """
 
@@ -11,12 +13,11 @@ from typing import Final
 
 from aws_cdk import CfnResource, Duration
 from aws_cdk import aws_cloudwatch as cloudwatch
-from aws_cdk import aws_cloudwatch_actions as actions
 from aws_cdk import aws_elasticloadbalancingv2 as elbv2
-from aws_cdk import aws_sns as sns
 from constructs import Construct
 
 from cloudsync.metrics.definitions import METRICS, Alarm, Metric
+from stacks.constructs.alarms import Alarms
 from stacks.constructs.names import ENVIRONMENT, NAMESPACE
 from stacks.data import DataStack
 from stacks.edge import EdgeStack
@@ -35,11 +36,7 @@ class MonitoringStack(EnvironmentStack):
         self, scope: Construct, *, settings: EnvironmentSettings, data: DataStack, edge: EdgeStack
     ) -> None:
         super().__init__(scope, "Monitoring", settings=settings, description="alarms and dashboards")
-        self._topic = (
-            sns.Topic.from_topic_arn(self, "Topic", settings.alarm_topic_arn)
-            if settings.alarm_topic_arn
-            else None
-        )
+        self._alarms = Alarms(self, settings)
         for metric in METRICS:
             for alarm in metric.alarms:
                 self._alarm(metric, alarm)
@@ -49,7 +46,7 @@ class MonitoringStack(EnvironmentStack):
             self._datadog()
 
     def _alarm(self, metric: Metric, alarm: Alarm) -> None:
-        self._add(
+        self._alarms.add(
             f"{_camel(metric.name)}{alarm.severity.title()}",
             cloudwatch.Metric(
                 namespace=NAMESPACE,
@@ -65,17 +62,8 @@ class MonitoringStack(EnvironmentStack):
         )
 
     def _alarms_of_aws(self, data: DataStack, edge: EdgeStack) -> None:
-        storage = data.database.instance.metric_free_storage_space(period=Duration.minutes(5))
-        self._add(
-            "DatabaseStorage",
-            storage,
-            below=self.settings.database.storage_gib * 1024**3 * 0.1,
-            minutes=15,
-            text="critical: less than a tenth of the database's storage is free.",
-            runbook="slot-lost",
-        )
         for name, redis in (("Broker", data.broker), ("Events", data.events)):
-            self._add(
+            self._alarms.add(
                 f"{name}Memory",
                 cloudwatch.Metric(
                     namespace="AWS/ElastiCache",
@@ -89,7 +77,7 @@ class MonitoringStack(EnvironmentStack):
                 text=f"critical: Redis, {name.lower()}, is nearly full, and it evicts nothing.",
                 runbook="redis-unavailable",
             )
-        self._add(
+        self._alarms.add(
             "Refused",
             edge.balancer.metrics.http_code_elb(
                 code=elbv2.HttpCodeElb.ELB_5XX_COUNT, statistic="Sum", period=Duration.minutes(1)
@@ -99,36 +87,6 @@ class MonitoringStack(EnvironmentStack):
             text="critical: the load balancer finds no healthy target.",
             runbook="reconnect-storm",
         )
-
-    def _add(
-        self,
-        name: str,
-        metric: cloudwatch.IMetric,
-        *,
-        minutes: int,
-        text: str,
-        runbook: str,
-        above: float | None = None,
-        below: float | None = None,
-    ) -> None:
-        comparison = cloudwatch.ComparisonOperator
-        alarm = cloudwatch.Alarm(
-            self,
-            name,
-            metric=metric,
-            threshold=above if above is not None else below or 0,
-            comparison_operator=(
-                comparison.GREATER_THAN_THRESHOLD if above is not None else comparison.LESS_THAN_THRESHOLD
-            ),
-            evaluation_periods=minutes,
-            datapoints_to_alarm=minutes,
-            # A metric that is not there is another alarm's business: relay.silence, sync.canary.lag.
-            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
-            alarm_description=f"{text} See runbooks/{runbook}.md.",
-        )
-        if self._topic is not None:
-            alarm.add_alarm_action(actions.SnsAction(self._topic))
-            alarm.add_ok_action(actions.SnsAction(self._topic))
 
     def _dashboard(self) -> None:
         dashboard = cloudwatch.Dashboard(self, "Dashboard")

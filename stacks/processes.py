@@ -37,6 +37,8 @@ class Process:
     broker: bool = False
     keyring: bool = True
     makes_keys: bool = False
+    tenants: bool = False
+    """Whether it opens the databases of dedicated tenants, besides the shared one."""
     tokens: bool = False
     port: int | None = None
 
@@ -46,11 +48,17 @@ MIGRATE: Final = Process(
 )
 RELAY_PROCESS: Final = Process(name="relay", command=("relay",), role=RELAY)
 ROUTING: Final = Process(name="routing", command=("worker", "--queue", "routing"), broker=True)
-GENERAL: Final = Process(name="general", command=("worker", "--queue", "general"), role=SERVICE, broker=True)
+GENERAL: Final = Process(
+    name="general", command=("worker", "--queue", "general"), role=SERVICE, broker=True, tenants=True
+)
 BEAT: Final = Process(name="beat", command=("beat",), broker=True, keyring=False)
-PUBLISHER: Final = Process(name="publisher", command=("publisher",), role=SERVICE, keyring=False)
-API: Final = Process(name="api", command=("api",), role=SERVICE, tokens=True, port=API_PORT)
-GATEWAY: Final = Process(name="gateway", command=("gateway",), role=SERVICE, tokens=True, port=GATEWAY_PORT)
+PUBLISHER: Final = Process(
+    name="publisher", command=("publisher",), role=SERVICE, keyring=False, tenants=True
+)
+API: Final = Process(name="api", command=("api",), role=SERVICE, tenants=True, tokens=True, port=API_PORT)
+GATEWAY: Final = Process(
+    name="gateway", command=("gateway",), role=SERVICE, tenants=True, tokens=True, port=GATEWAY_PORT
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +72,12 @@ class SecretField:
 
 @dataclass(frozen=True, kw_only=True)
 class Backends:
-    """The database and the Redis roles that a process talks to."""
+    """The databases and the Redis roles that a process talks to."""
 
     database: Database
+    tenants: tuple[Database, ...] = ()
+    """Those of dedicated tenants. No variable names them: processes read of them in `cloudsync.tenants`, so
+    that another one restarts nothing."""
     events: Redis
     broker: Redis
     redis_key: kms.IKey
@@ -90,10 +101,10 @@ class Backends:
         """By the variable that each fills. PGPASSWORD is libpq's own."""
         found = {}
         if process.role:
-            found["PGPASSWORD"] = self._password(process.role)
+            found["PGPASSWORD"] = _password(self.database, process.role)
         if process.role == ADMIN:
-            found["CLOUDSYNC_RELAY_PASSWORD"] = self._password(RELAY)
-            found["CLOUDSYNC_SERVICE_PASSWORD"] = self._password(SERVICE)
+            found["CLOUDSYNC_RELAY_PASSWORD"] = _password(self.database, RELAY)
+            found["CLOUDSYNC_SERVICE_PASSWORD"] = _password(self.database, SERVICE)
         if process.events:
             found["CLOUDSYNC_REDIS_EVENTS_PASSWORD"] = SecretField(
                 secret=self.events.secret, key=self.redis_key
@@ -103,6 +114,12 @@ class Backends:
                 secret=self.broker.secret, key=self.redis_key
             )
         return found
+
+    def logins(self, process: Process) -> list[SecretField]:
+        """What the process reads while it runs, to log in to the databases of dedicated tenants."""
+        if not process.tenants:
+            return []
+        return [_password(tenant, SERVICE) for tenant in self.tenants]
 
     @property
     def keyring_arn(self) -> str:
@@ -128,13 +145,18 @@ class Backends:
             (process.role is not None, self.database.security_group, POSTGRES_PORT, "PostgreSQL"),
             (process.events, self.events.security_group, REDIS_PORT, "Redis, events"),
             (process.broker, self.broker.security_group, REDIS_PORT, "Redis, broker"),
+            *(
+                (process.tenants, tenant.security_group, POSTGRES_PORT, "PostgreSQL of a dedicated tenant")
+                for tenant in self.tenants
+            ),
         ]
         for needed, group, port, what in groups:
             if needed:
                 client.connections.allow_to(group, ec2.Port.tcp(port), what)
 
-    def _password(self, role: str) -> SecretField:
-        return SecretField(secret=self.database.secrets[role], key=self.database.key, field="password")
+
+def _password(database: Database, role: str) -> SecretField:
+    return SecretField(secret=database.secrets[role], key=database.key, field="password")
 
 
 def variables(

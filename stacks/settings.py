@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 BUCKETS: Final = 1024
 PATH_TIMEOUT_S: Final = 350  # network load balancers and NAT gateways forget an idle connection after this
 CELLS_AT_MOST: Final = 80  # listener rules of one load balancer, less those of the API
+DEDICATED_AT_MOST: Final = 10  # a role's inline policies hold 10,240 characters: tests/stacks/test_tenants.py
 
 Slug = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,29}$")]
 Cidr = Annotated[str, Field(pattern=r"^[0-9.]+/[0-9]{1,2}$")]
@@ -344,6 +345,12 @@ class EnvironmentSettings(_Frozen):
         slugs = [tenant.slug for tenant in self.tenants]
         if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
             raise ValueError(f"The tenant {twice[0]} is there twice.")
+        dedicated = sum(tenant.database is not None for tenant in self.tenants)
+        if dedicated > DEDICATED_AT_MOST:
+            raise ValueError(
+                f"{dedicated} tenants have a database of their own, and the roles of one environment have"
+                f" room for {DEDICATED_AT_MOST}; put the others into another environment."
+            )
 
     def _check_protection(self) -> None:
         if len(self.network.zones) < 3:

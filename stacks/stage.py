@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from aws_cdk import Stage, Tags
 from constructs import Construct
 
 from stacks.cell import CellStack
 from stacks.data import DataStack
+from stacks.directory import DirectoryStack
 from stacks.edge import EdgeStack
 from stacks.migration import FinishStack, MigrationStack
 from stacks.monitoring import MonitoringStack
@@ -47,23 +50,31 @@ class CloudSyncStage(Stage):
             for tenant in settings.tenants
             if tenant.database is not None
         ]
+        served = dataclasses.replace(backends, tenants=tuple(tenant.database for tenant in tenants))
         edge = EdgeStack(self, settings=settings, network=network)
         cells = [
-            CellStack(self, cell=cell, settings=settings, network=network, backends=backends, edge=edge)
+            CellStack(self, cell=cell, settings=settings, network=network, backends=served, edge=edge)
             for cell in settings.cells
         ]
         services = ServicesStack(
             self,
             settings=settings,
             network=network,
-            backends=backends,
+            backends=served,
             cluster=migration.cluster,
             edge=edge,
         )
-        for stack in (*cells, services):  # new code runs on the new schema
-            stack.add_stack_dependency(migration)
+        migrating: tuple[MigrationStack | TenantStack, ...] = (migration, *tenants)
+        for stack in (*cells, services):  # new code runs on the new schema, in every database
+            for schema in migrating:
+                stack.add_stack_dependency(schema)
+        if tenants:
+            directory = DirectoryStack(self, settings=settings, migration=migration, tenants=tenants)
+            for stack in (*cells, services):  # which by then reach what it names
+                directory.add_stack_dependency(stack)
         MonitoringStack(self, settings=settings, data=data, edge=edge)
-        self.migrating = [stack.stack_name for stack in (migration, *tenants)]
+        self.migrating = {stack.stack_name: stack.migration for stack in migrating}
+        self.provider = migration.stack_name
 
 
 class FinishStage(Stage):
@@ -72,4 +83,4 @@ class FinishStage(Stage):
     def __init__(self, scope: Construct, *, settings: EnvironmentSettings, main: CloudSyncStage) -> None:
         super().__init__(scope, f"CloudSync-{settings.name}-after")
         Tags.of(self).add("cloudsync:environment", settings.name)
-        FinishStack(self, settings=settings, migrating=main.migrating, provider=main.migrating[0])
+        FinishStack(self, settings=settings, migrating=main.migrating, provider=main.provider)

@@ -6,6 +6,7 @@ import dataclasses
 
 from constructs import Construct
 
+from stacks.constructs.alarms import DatabaseAlarms
 from stacks.constructs.database import Database
 from stacks.constructs.fargate import FargateTask
 from stacks.constructs.image import runtime_image
@@ -19,7 +20,9 @@ from stacks.stack import EnvironmentStack
 
 
 class TenantStack(EnvironmentStack):
-    """Stands behind Migration, whose provider brings its schema up before its relay starts."""
+    """Stands behind Migration, whose provider brings its schema up before its relay starts, and before cells
+    and services, whose new code meets this schema, too.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,8 @@ class TenantStack(EnvironmentStack):
             description=f"database of the tenant {slug}",
             stateful=True,
         )
-        own = Database(
+        self.slug = slug
+        self.database = Database(
             self,
             "Database",
             settings=database,
@@ -47,7 +51,14 @@ class TenantStack(EnvironmentStack):
             vpc=network.vpc,
             protected=settings.protected,
         )
-        self.backends = dataclasses.replace(backends, database=own)
+        DatabaseAlarms(
+            self,
+            "Alarms",
+            database=self.database,
+            what=f"the database of the tenant {slug}",
+            settings=settings,
+        )
+        backends = dataclasses.replace(backends, database=self.database)
         image = runtime_image(self, settings)
         migrate, relay = (
             FargateTask(
@@ -55,7 +66,7 @@ class TenantStack(EnvironmentStack):
                 name,
                 process=process,
                 settings=settings,
-                backends=self.backends,
+                backends=backends,
                 image=image,
                 size=size,
                 vpc=network.vpc,
@@ -65,7 +76,7 @@ class TenantStack(EnvironmentStack):
                 ("Relay", RELAY_PROCESS, settings.services.relay),
             )
         )
-        migrated = Migration(
+        self.migration = Migration(
             self,
             "Migration",
             task=migrate,
@@ -77,4 +88,4 @@ class TenantStack(EnvironmentStack):
         service = FargateService(
             relay, "Service", task=relay, cluster=migration.cluster, count=settings.services.relays
         )
-        service.node.add_dependency(migrated.resource)
+        service.node.add_dependency(self.migration.resource)

@@ -22,7 +22,7 @@ import pytest
 import yaml
 from moto.acm.models import acm_backends
 from moto.cloudformation.exceptions import ValidationError
-from moto.cloudformation.models import CloudFormationBackend
+from moto.cloudformation.models import CloudFormationBackend, Stack, cloudformation_backends
 from moto.core.common_models import CloudFormationModel
 from moto.ecs.models import TaskDefinition, ecs_backends
 from moto.elbv2.models import FakeLoadBalancer
@@ -56,6 +56,7 @@ STOOD_IN: Final = {
     "AWS::SecretsManager::Secret": "unknown to moto's CloudFormation",
     "AWS::SecretsManager::SecretTargetAttachment": "unknown to moto's CloudFormation",
     "Custom::CloudSyncMigration": "its function would start a container",
+    "Custom::CloudSyncTenant": "its function would start a container",
 }
 
 
@@ -108,19 +109,24 @@ def _stand_in(of_type: str) -> type[CloudFormationModel]:
     return StandIn
 
 
-class Migrated(NamedTuple):
-    """A custom resource that was answered: its properties, and how many services ran by then."""
+class Asked(NamedTuple):
+    """What a custom resource of ours was asked for, and how many services ran by then."""
 
+    of_type: str
     properties: dict[str, Any]
     services: int
 
 
-migrated: Final[list[Migrated]] = []
+asked: Final[list[Asked]] = []
 
 
 def _answer(of_type: str, resource: dict[str, Any]) -> None:
-    if of_type == "Custom::CloudSyncMigration":
-        migrated.append(Migrated(resource["Properties"], len(ecs_backends[ACCOUNT][REGION].services)))
+    if of_type.startswith("Custom::CloudSync"):
+        asked.append(Asked(of_type, resource["Properties"], len(ecs_backends[ACCOUNT][REGION].services)))
+
+
+def _stacks() -> list[Stack]:
+    return list(cloudformation_backends[ACCOUNT][REGION].stacks.values())
 
 
 class SimulatedAccount:
@@ -128,9 +134,6 @@ class SimulatedAccount:
 
     def __init__(self) -> None:
         self._cloudformation = boto3.client("cloudformation")
-        self.certificate_arn: str = boto3.client("acm").request_certificate(DomainName="x.example.com")[
-            "CertificateArn"
-        ]
 
     def publish(self, assembly: Assembly) -> None:
         """The assets of Lambda functions, as `cdk bootstrap` and the publishing step leave them."""
@@ -171,12 +174,13 @@ class SimulatedAccount:
 
 
 @contextmanager
-def simulated_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedAccount]:
-    """A fresh account with the stand-ins in place."""
+def simulated_account(monkeypatch: pytest.MonkeyPatch, *, certificate_arn: str) -> Iterator[SimulatedAccount]:
+    """A fresh account with the stand-ins in place, and with the certificate."""
     for name, value in _ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     _extend(monkeypatch)
     with moto.mock_aws():
+        _keep_certificate(certificate_arn)
         yield SimulatedAccount()
 
 
@@ -195,12 +199,24 @@ def served_account(monkeypatch: pytest.MonkeyPatch, *, certificate_arn: str) -> 
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     try:
         httpx.post(f"{url}/moto-api/reset", trust_env=False).raise_for_status()
-        made = boto3.client("acm").request_certificate(DomainName="x.example.com")["CertificateArn"]
-        certificates = acm_backends[ACCOUNT][REGION]._certificates
-        certificates[certificate_arn] = certificates[made]
+        _keep_certificate(certificate_arn)
         yield url
     finally:
         server.stop()
+
+
+def _keep_certificate(arn: str) -> None:
+    made = boto3.client("acm").request_certificate(DomainName="x.example.com")["CertificateArn"]
+    certificates = acm_backends[ACCOUNT][REGION]._certificates
+    certificates[arn] = certificates[made]
+
+
+def _parsed(template: str) -> dict[str, Any]:
+    """JSON is YAML, and much sooner read as what it is."""
+    parsed: dict[str, Any] = (
+        json.loads(template) if template.lstrip().startswith("{") else yaml.safe_load(template)
+    )
+    return parsed
 
 
 def _refusing_cycles(operation: str) -> Any:
@@ -208,7 +224,7 @@ def _refusing_cycles(operation: str) -> Any:
     real = getattr(CloudFormationBackend, operation)
 
     def called(self: Any, *arguments: Any, template: str, **named: Any) -> Any:
-        resources = yaml.safe_load(template)["Resources"]  # JSON is YAML
+        resources = _parsed(template)["Resources"]
         cycle = _cycle_among(
             {name: set(_referred(each)) & set(resources) for name, each in resources.items()}
         )
@@ -217,6 +233,46 @@ def _refusing_cycles(operation: str) -> Any:
         return real(self, *arguments, template=template, **named)
 
     return called
+
+
+def _keeping_what_is_imported(operation: str) -> Any:
+    """CloudFormation takes no export back, and changes none, while another stack imports it; moto does."""
+    real = getattr(CloudFormationBackend, operation)
+
+    def called(self: Any, *arguments: Any, **named: Any) -> Any:
+        name = arguments[0] if arguments else named["name"]
+        (stack,) = (each for each in _stacks() if name in (each.name, each.stack_id))
+        others = [each for each in _stacks() if each is not stack]
+        imported = {
+            export.name: (export.value, other.name)
+            for export in stack.exports
+            for other in others
+            if f'"{export.name}"' in other.template
+        }
+        kept = _exported(named.get("template", "{}"))
+        for export, (_, other) in imported.items():
+            if export not in kept:
+                raise ValidationError(message=f"Cannot delete export {export} as it is in use by {other}")
+        before = stack.template
+        answer = real(self, *arguments, **named)
+        for export in stack.exports if imported else ():
+            value, other = imported.get(export.name, (export.value, ""))
+            if value != export.value:
+                stack.update(before)
+                raise ValidationError(
+                    message=f"Cannot update export {export.name} as it is in use by {other}"
+                )
+        return answer
+
+    return called
+
+
+def _exported(template: str) -> set[str]:
+    return {
+        output["Export"]["Name"]
+        for output in _parsed(template).get("Outputs", {}).values()
+        if isinstance(output.get("Export", {}).get("Name"), str)
+    }
 
 
 def _referred(value: Any) -> Iterator[str]:
@@ -247,7 +303,7 @@ def _cycle_among(needs: dict[str, set[str]]) -> list[str]:
 
 def _extend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for what moto lacks, and mend what it gets wrong."""
-    migrated.clear()
+    asked.clear()
     known = dict(parsing.get_model_map())
     unknown_before = [name for name, why in STOOD_IN.items() if why.startswith("unknown") and name in known]
     assert not unknown_before, f"moto makes these now: {unknown_before}"
@@ -281,6 +337,14 @@ def _extend(monkeypatch: pytest.MonkeyPatch) -> None:
                 )
             )
         ),
+    )
+    for operation in ("update_stack", "delete_stack"):
+        monkeypatch.setattr(CloudFormationBackend, operation, _keeping_what_is_imported(operation))
+    parse = Stack.parse_template
+    monkeypatch.setattr(
+        Stack,
+        "parse_template",
+        staticmethod(lambda text: json.loads(text) if text.lstrip().startswith("{") else parse(text)),
     )
     attribute = FakeLoadBalancer.get_cfn_attribute
     monkeypatch.setattr(

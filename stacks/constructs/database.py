@@ -41,6 +41,7 @@ class Database(Construct):
         protected: bool,
     ) -> None:
         super().__init__(scope, construct_id)
+        self.settings = settings
         kept = RemovalPolicy.RETAIN if protected else RemovalPolicy.DESTROY
         self.key = kms.Key(
             self,
@@ -197,6 +198,13 @@ class Database(Construct):
             f"postgresql://{role}@{host}:{PORT}/{NAME}"
             "?sslmode=verify-full&sslrootcert=/app/certificates/rds.pem"
         )
+
+    def reference(self, role: str) -> str:
+        """The URL with the secret that its password is in, as `cloudsync.tenants.database` has it.
+
+        The colons of an ARN stand in a query as they are.
+        """
+        return f"{self.url(role)}&password_secret={self.secrets[role].secret_full_arn}"
 
     def _login(self, construct_id: str, role: str) -> secretsmanager.Secret:
         return secretsmanager.Secret(

@@ -15,7 +15,7 @@ from constructs import Construct
 from stacks.constructs import datadog
 from stacks.constructs.findings import accept
 from stacks.constructs.logs import log_group
-from stacks.constructs.secrets import by_arn, may_decrypt
+from stacks.constructs.secrets import by_arn, may_decrypt, may_read
 from stacks.processes import Backends, Process, variables
 from stacks.settings import EnvironmentSettings, TaskSize
 
@@ -53,6 +53,8 @@ class FargateTask(Construct):
         self.role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"))
         for statement in backends.keyring_rights(process):
             self.role.add_to_policy(statement)
+        for login in backends.logins(process):
+            may_read(self.role, login)
         self.execution_role = iam.Role(
             self, "ExecutionRole", assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com")
         )

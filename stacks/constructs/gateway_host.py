@@ -15,7 +15,7 @@ from constructs import Construct
 from stacks.constructs import datadog
 from stacks.constructs.findings import accept, accept_managed_policy, logical_id_of
 from stacks.constructs.logs import log_group
-from stacks.constructs.secrets import may_decrypt
+from stacks.constructs.secrets import may_decrypt, may_read
 from stacks.processes import DRAIN_HOOK, GATEWAY, GATEWAY_PORT, Backends, of_cell, variables
 from stacks.settings import EnvironmentSettings
 
@@ -129,6 +129,8 @@ class GatewayHost(Construct):
         self._log.grant_write(role)
         for statement in self._backends.keyring_rights(GATEWAY):
             role.add_to_policy(statement)
+        for login in self._backends.logins(GATEWAY):
+            may_read(role, login)
         readable = [field.secret.secret_full_arn or "" for field in self._secrets.values()]
         for field in self._secrets.values():
             may_decrypt(role, field)

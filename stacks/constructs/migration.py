@@ -18,7 +18,9 @@ RESOURCE: Final = "Custom::CloudSyncMigration"
 class Migration(Construct):
     """Runs phase pre whenever `digest`, that of `sql/`, is another one than at the last deploy.
 
-    Exports what phase post will need under `{stack}:{what}`: its stack is deployed by itself, later.
+    Exports what phase post will need under `{stack}:{what}`: its stack is deployed by itself, later. The task
+    definition is not among it: an export that is imported keeps its value, and each image makes another
+    revision. Other stacks name the family.
     """
 
     def __init__(
@@ -34,6 +36,9 @@ class Migration(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         stack = Stack.of(self)
+        family_arn = stack.format_arn(
+            service="ecs", resource="task-definition", resource_name=f"{task.definition.family}:*"
+        )
         may_run = iam.Policy(
             self,
             "MayRun",
@@ -41,7 +46,7 @@ class Migration(Construct):
             statements=[
                 iam.PolicyStatement(
                     actions=["ecs:RunTask"],
-                    resources=[task.definition.task_definition_arn],
+                    resources=[family_arn],
                     conditions={"ArnEquals": {"ecs:cluster": cluster.cluster_arn}},
                 ),
                 iam.PolicyStatement(
@@ -55,9 +60,15 @@ class Migration(Construct):
             ],
         )
         log = logical_id_of(task.log_group)
-        accept(may_run, {f"IAM5[Resource::<{log}.Arn>:log-stream:migrate/*]": "each task has its stream"})
-        properties = {
-            "TaskDefinition": task.definition.task_definition_arn,
+        accept(
+            may_run,
+            {
+                f"IAM5[Resource::<{log}.Arn>:log-stream:migrate/*]": "each task has its stream",
+                f"IAM5[Resource::{family_arn}]": "the revisions of one task definition",
+            },
+        )
+        self.family = task.definition.family
+        exported = {
             "SecurityGroup": task.security_group.security_group_id,
             "LogGroup": task.log_group.log_group_name,
         }
@@ -66,8 +77,13 @@ class Migration(Construct):
             "Pre",
             resource_type=RESOURCE,
             service_token=provider.service_token,
-            properties={"Phase": "pre", "Digest": digest, **properties},
+            properties={
+                "Phase": "pre",
+                "Digest": digest,
+                "TaskDefinition": task.definition.task_definition_arn,
+                **exported,
+            },
         )
         self.resource.node.add_dependency(may_run, task)
-        for name, value in properties.items():
+        for name, value in exported.items():
             CfnOutput(self, name, value=value, export_name=f"{stack.stack_name}:{name}")

@@ -17,6 +17,16 @@ def by_arn(scope: Construct, construct_id: str, field: SecretField) -> secretsma
     )
 
 
+def may_read(role: iam.IRole, field: SecretField) -> None:
+    """Let a role read a secret itself, whenever it likes."""
+    role.add_to_principal_policy(
+        iam.PolicyStatement(
+            actions=["secretsmanager:GetSecretValue"], resources=[field.secret.secret_full_arn or ""]
+        )
+    )
+    may_decrypt(role, field)
+
+
 def may_decrypt(role: iam.IRole, field: SecretField) -> None:
     """Let a role use the key of a secret, through Secrets Manager alone."""
     role.add_to_principal_policy(

@@ -1,4 +1,5 @@
-"""The dev environment deployed by the real command line: bootstrap, deploy, an update, and nothing to do.
+"""The dev environment deployed by the real command line: bootstrap, deploy, an update, nothing to do, and a
+dedicated tenant that comes and goes.
 
 `cdk` from npm, in the version that is pinned, speaks to a simulated account over HTTP. What the account
 cannot make is listed in `simulated_account`.
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +23,13 @@ import pytest
 pytest.importorskip("moto", reason="the extra `deploy` is not installed")
 
 import boto3
+from botocore.exceptions import ClientError
 
 from assembly import Assembly
 from process_needs import NEEDS
-from simulated_account import ACCOUNT, REGION, migrated, served_account
+from simulated_account import ACCOUNT, REGION, asked, served_account
 from stacks import environments
-from stacks.app import build_app
 from stacks.migration import sql_digest
-from stacks.settings import EnvironmentSettings
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,6 +38,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm"),
 ]
 _ROOT: Final = Path(__file__).parents[2]
+_GATEWAYS: Final = {**environments.load("dev").gateways.model_dump(), "per_cell_at_most": 3}
 _STACKS: Final = ("Network", "Data", "Migration", "Edge", "Cell-1", "Services", "Monitoring")
 
 
@@ -72,7 +74,7 @@ class CommandLine:
 
 
 @pytest.fixture(scope="module")
-def cdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
+def cdk(dev: Assembly, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """The command line, and an account that it has bootstrapped and deployed dev to."""
     folder = tmp_path_factory.mktemp("cdk") / "cli"
     shutil.copytree(Path(__file__).with_name("cdk-cli"), folder)
@@ -82,18 +84,16 @@ def cdk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     with pytest.MonkeyPatch.context() as patch, served_account(patch, certificate_arn=certificate):
         made = cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}")
         assert made.returncode == 0, made.stderr
-        first = _synthesized(folder / "first")
-        _push_image(first)
-        deployed = cdk.deploy(str(first))
+        _push_image(dev.folder)
+        deployed = cdk.deploy(str(dev.folder))
         assert deployed.returncode == 0, deployed.stderr[-3000:]
         yield cdk
 
 
-def _synthesized(folder: Path, **gateways: Any) -> Path:
-    data = environments.load("dev").model_dump()
-    data["gateways"].update(gateways)
-    build_app(EnvironmentSettings.model_validate(data), outdir=str(folder)).synth()
-    return folder
+@pytest.fixture(scope="module")
+def grown(changed: Callable[..., Assembly]) -> Assembly:
+    """dev, with room for another gateway."""
+    return changed("dev", gateways=_GATEWAYS)
 
 
 def _push_image(assembly: Path) -> None:
@@ -143,7 +143,7 @@ def test_dev_is_deployed(cdk: CommandLine) -> None:
     assert statuses["CDKToolkit"] == "CREATE_COMPLETE"
     assert {f"CloudSync-dev-{name}": "CREATE_COMPLETE" for name in _STACKS}.items() <= statuses.items()
 
-    migration, *others = migrated
+    migration, *others = asked
     assert others == []
     assert (migration.properties["Phase"], migration.properties["Digest"]) == ("pre", sql_digest())
     assert migration.services == 0, "the schema comes before new code"
@@ -170,21 +170,147 @@ def test_dev_is_deployed(cdk: CommandLine) -> None:
     assert open_ports == {80, 443}
 
 
-def test_an_update_and_then_nothing_to_do(cdk: CommandLine, tmp_path: Path) -> None:
-    (before,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
-    changed = str(_synthesized(tmp_path / "changed", per_cell_at_most=before["MaxSize"] + 1))
-    updated = cdk.deploy(changed)
+def test_an_update_and_then_nothing_to_do(cdk: CommandLine, grown: Assembly) -> None:
+    updated = cdk.deploy(str(grown.folder))
     assert updated.returncode == 0, updated.stderr[-3000:]
-    (after,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
-    assert after["MaxSize"] == before["MaxSize"] + 1
+    (group,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    assert group["MaxSize"] == _GATEWAYS["per_cell_at_most"]
     changes = {name for name, status in _statuses().items() if status == "UPDATE_COMPLETE"}
     assert changes == {"CloudSync-dev-Cell-1"}
-    assert len(migrated) == 1, "the schema is as it was"
+    assert len(asked) == 1, "the schema is as it was"
 
-    again = cdk.deploy(changed)
+    again = cdk.deploy(str(grown.folder))
     assert again.returncode == 0, again.stderr[-3000:]
     untouched = re.findall(r"CloudSync-dev/(\S+) \(\S+\) \(no changes\)", again.stdout + again.stderr)
     assert sorted(untouched) == sorted(_STACKS)
+
+
+def _running() -> dict[str, Any]:
+    """What runs, and what an instance that is started now would be made of."""
+    ecs, ec2 = boto3.client("ecs"), boto3.client("ec2")
+    (cluster,) = ecs.list_clusters()["clusterArns"]
+    services = ecs.describe_services(cluster=cluster, services=sorted(_names_of_services()))["services"]
+    (group,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
+    (template,) = ec2.describe_launch_templates()["LaunchTemplates"]
+    return {
+        **{
+            each["serviceName"]: each["taskDefinition"]
+            for each in services
+            if "Tenant" not in each["serviceName"]
+        },
+        "instances": {each["InstanceId"] for each in group["Instances"]},
+        "template": template["LatestVersionNumber"],
+    }
+
+
+def _names_of_services() -> list[str]:
+    ecs = boto3.client("ecs")
+    (cluster,) = ecs.list_clusters()["clusterArns"]
+    return [
+        arn.rpartition("/")[2] for arn in ecs.list_services(cluster=cluster, maxResults=100)["serviceArns"]
+    ]
+
+
+def _who_may_read(secret: str) -> set[str]:
+    """Roles of the account in whose policies a secret is named."""
+    iam = boto3.client("iam")
+    return {
+        role["RoleName"]
+        for role in iam.list_roles(MaxItems=1000)["Roles"]
+        for policy in iam.list_role_policies(RoleName=role["RoleName"])["PolicyNames"]
+        if secret
+        in json.dumps(iam.get_role_policy(RoleName=role["RoleName"], PolicyName=policy)["PolicyDocument"])
+    }
+
+
+def _physical(stack: str, of_type: str, logical_id: str) -> set[str]:
+    """Physical ids in a stack by the beginning of their logical ones."""
+    resources = boto3.client("cloudformation").describe_stack_resources(StackName=f"CloudSync-dev-{stack}")
+    return {
+        each["PhysicalResourceId"]
+        for each in resources["StackResources"]
+        if each["ResourceType"] == of_type and re.match(logical_id, each["LogicalResourceId"])
+    }
+
+
+def test_a_dedicated_tenant_comes_and_nothing_is_replaced(
+    cdk: CommandLine, changed: Callable[..., Assembly]
+) -> None:
+    before = _running()
+    database = environments.load("dev").database.model_dump()
+    acme = {"slug": "acme", "plan": "dedicated", "database": database}
+    deployed = cdk.deploy(str(changed("dev", gateways=_GATEWAYS, tenants=(acme,)).folder))
+    assert deployed.returncode == 0, deployed.stderr[-3000:]
+    assert _statuses()["CloudSync-dev-Tenant-acme"] == "CREATE_COMPLETE"
+    assert _running() == before
+
+    migrated, attached = asked[1:]
+    assert (migrated.properties["Phase"], migrated.properties["Digest"]) == ("pre", sql_digest())
+    assert (attached.of_type, attached.properties["Tenant"]) == ("Custom::CloudSyncTenant", "acme")
+    newest = boto3.client("ecs").describe_task_definition(
+        taskDefinition=attached.properties["TaskDefinition"]
+    )["taskDefinition"]
+    told = {each["name"]: each["value"] for each in newest["containerDefinitions"][0]["environment"]}
+    hosts = {
+        each["DBInstanceIdentifier"]: each["Endpoint"]["Address"]
+        for each in boto3.client("rds").describe_db_instances()["DBInstances"]
+    }
+    (of_tenant,) = (hosts[name] for name in _physical("Tenant-acme", "AWS::RDS::DBInstance", "Database"))
+    (shared,) = (hosts[name] for name in _physical("Data", "AWS::RDS::DBInstance", "Database"))
+    assert of_tenant in attached.properties["Database"]
+    assert shared in told["CLOUDSYNC_POSTGRES_URL"], "it is the shared database that is told"
+
+    # By then everybody has the right to log in, and the way.
+    (login,) = _physical("Tenant-acme", "AWS::SecretsManager::Secret", "DatabaseServiceLogin")
+    assert attached.properties["Database"].endswith(f"&password_secret={login}")
+    roles = _physical("Cell-1", "AWS::IAM::Role", "HostRole") | _physical(
+        "Services", "AWS::IAM::Role", "(General|Publisher|Api)Role"
+    )
+    assert len(roles) == 4
+    assert _who_may_read(login) == roles | _physical("Tenant-acme", "AWS::IAM::Role", "TaskExecutionRole")
+    (group,) = _physical("Tenant-acme", "AWS::EC2::SecurityGroup", "DatabaseSecurityGroup")
+    (rules,) = boto3.client("ec2").describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    clients = {pair["GroupId"] for rule in rules["IpPermissions"] for pair in rule["UserIdGroupPairs"]}
+    assert clients == (
+        _physical("Cell-1", "AWS::EC2::SecurityGroup", "HostSecurityGroup")
+        | _physical("Services", "AWS::EC2::SecurityGroup", "(General|Publisher|Api)SecurityGroup")
+        | _physical("Tenant-acme", "AWS::EC2::SecurityGroup", "(Task|Relay)SecurityGroup")
+    )
+    assert max(_ended("Cell-1"), _ended("Services")) <= _began("Directory")
+
+
+def _ended(stack: str) -> datetime:
+    return max(each["Timestamp"] for each in _events(stack))
+
+
+def _began(stack: str) -> datetime:
+    return min(each["Timestamp"] for each in _events(stack))
+
+
+def _events(stack: str) -> list[Any]:
+    cloudformation = boto3.client("cloudformation")
+    events: list[Any] = cloudformation.describe_stack_events(StackName=f"CloudSync-dev-{stack}")[
+        "StackEvents"
+    ]
+    return events
+
+
+def test_a_dedicated_tenant_goes(cdk: CommandLine, grown: Assembly) -> None:
+    """As runbooks/add-a-tenant.md says: out of the settings, a deploy, then its stacks."""
+    before = _running()
+    (login,) = _physical("Tenant-acme", "AWS::SecretsManager::Secret", "DatabaseServiceLogin")
+    deployed = cdk.deploy(str(grown.folder))
+    assert deployed.returncode == 0, deployed.stderr[-3000:]
+    assert _running() == before
+    assert _who_may_read(login) == _physical("Tenant-acme", "AWS::IAM::Role", "TaskExecutionRole")
+
+    cloudformation = boto3.client("cloudformation")
+    with pytest.raises(ClientError, match="as it is in use by CloudSync-dev-Directory"):
+        cloudformation.delete_stack(StackName="CloudSync-dev-Tenant-acme")
+    for stack in ("Directory", "Tenant-acme"):
+        cloudformation.delete_stack(StackName=f"CloudSync-dev-{stack}")
+    assert set(_statuses()) == {"CDKToolkit", *(f"CloudSync-dev-{name}" for name in _STACKS)}
+    assert len(boto3.client("rds").describe_db_instances()["DBInstances"]) == 1
 
 
 def _import_of_nothing(template: dict[str, Any]) -> None:
@@ -206,16 +332,20 @@ def _cycle(template: dict[str, Any]) -> None:
     [(_import_of_nothing, "No export named CloudSync-dev-Nothing:X"), (_cycle, "Circular dependency")],
 )
 def test_a_broken_stack_fails_the_deploy(
-    cdk: CommandLine, tmp_path: Path, breakage: Callable[[dict[str, Any]], None], said: str
+    cdk: CommandLine,
+    grown: Assembly,
+    tmp_path: Path,
+    breakage: Callable[[dict[str, Any]], None],
+    said: str,
 ) -> None:
-    assembly = _synthesized(tmp_path / "broken", per_cell_at_most=5)
+    assembly = shutil.copytree(grown.folder, tmp_path / "broken")
     _edit(assembly, "Services", breakage)
     refused = cdk.deploy(str(assembly), "CloudSync-dev/Services")
     assert refused.returncode != 0
     assert said in refused.stdout + refused.stderr
 
 
-def test_a_variable_that_is_missing_is_seen(cdk: CommandLine, tmp_path: Path) -> None:
+def test_a_variable_that_is_missing_is_seen(cdk: CommandLine, grown: Assembly, tmp_path: Path) -> None:
     """The account takes it; what is read back does not pass."""
 
     def forget(template: dict[str, Any]) -> None:
@@ -226,7 +356,7 @@ def test_a_variable_that_is_missing_is_seen(cdk: CommandLine, tmp_path: Path) ->
                         each for each in container["Environment"] if each["Name"] != "CLOUDSYNC_CELL_BUCKETS"
                     ]
 
-    assembly = _synthesized(tmp_path / "forgetful")
+    assembly = shutil.copytree(grown.folder, tmp_path / "forgetful")
     _edit(assembly, "Services", forget)
     deployed = cdk.deploy(str(assembly), "CloudSync-dev/Services")
     assert deployed.returncode == 0, deployed.stderr[-3000:]

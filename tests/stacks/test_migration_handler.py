@@ -1,4 +1,4 @@
-"""The function that migrates during a deploy: it starts the task, waits, and says why one failed."""
+"""The function that runs a command during a deploy: it starts the task, waits, and says why one failed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ moto = pytest.importorskip("moto", reason="the extra `deploy` is not installed")
 
 _FILE = Path(__file__).parents[2] / "stacks" / "handlers" / "migrate" / "index.py"
 _REGION = "eu-central-1"
+_REFERENCE = (
+    "postgresql://cloudsync_service@db:5432/cloudsync?password_secret=arn:aws:secretsmanager:eu:1:secret:x"
+)
 
 
 @pytest.fixture
@@ -77,6 +80,14 @@ def _event(aws: dict[str, str], kind: str = "Create", **more: Any) -> dict[str, 
     }
 
 
+def _event_of_tenant(aws: dict[str, str], kind: str = "Create") -> dict[str, Any]:
+    event = _event(aws, kind)
+    properties = event["ResourceProperties"]
+    del properties["Phase"], properties["Digest"]
+    properties |= {"Tenant": "acme", "Database": _REFERENCE}
+    return event
+
+
 def _stopped(handler: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int | None) -> None:
     """What ECS says of the task from now on; moto runs no containers."""
     real = boto3.client
@@ -103,6 +114,22 @@ def test_a_deploy_starts_the_task_in_its_phase(aws: dict[str, str], handler: Mod
     task = boto3.client("ecs").describe_tasks(cluster="cloudsync", tasks=[answer["TaskArn"]])["tasks"][0]
     assert task["overrides"]["containerOverrides"][0]["command"] == ["migrate", "--phase", "pre"]
     assert task["taskDefinitionArn"] == aws["definition"]
+
+
+def test_a_tenant_is_attached_by_the_same_task(aws: dict[str, str], handler: ModuleType) -> None:
+    answer = handler.on_event(_event_of_tenant(aws), None)
+    assert answer["PhysicalResourceId"] == "tenant-acme", "the same, whatever its database: never replaced"
+    task = boto3.client("ecs").describe_tasks(cluster="cloudsync", tasks=[answer["TaskArn"]])["tasks"][0]
+    assert task["overrides"]["containerOverrides"] == [
+        {"name": "migrate", "command": ["tenant", "attach", "acme", "--database", _REFERENCE]}
+    ]
+
+
+def test_a_tenant_is_not_given_back_when_its_resource_goes(aws: dict[str, str], handler: ModuleType) -> None:
+    """Its clients would come to the shared database, see nothing of theirs, and write there."""
+    answer = handler.on_event(_event_of_tenant(aws, "Delete"), None)
+    assert handler.is_complete({**_event_of_tenant(aws, "Delete"), **answer}, None) == {"IsComplete": True}
+    assert boto3.client("ecs").list_tasks(cluster="cloudsync")["taskArns"] == []
 
 
 def test_the_deploy_waits_and_goes_on_when_it_is_done(

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from assembly import Assembly
 from cloudsync.metrics.definitions import METRICS
 from stacks import environments
-from stacks.app import build_app
-from stacks.settings import EnvironmentSettings
 
 _ROOT = Path(__file__).parents[2]
+_OF_A_PRIMARY = {"FreeStorageSpace", "CPUUtilization", "OldestReplicationSlotLag"}
 
 
 def test_every_alarm_of_the_registry_is_there_once(prod: Assembly) -> None:
@@ -28,13 +27,33 @@ def test_every_alarm_of_the_registry_is_there_once(prod: Assembly) -> None:
 
 
 def test_every_alarm_tells_somebody_and_names_its_page(prod: Assembly) -> None:
-    alarms = list(prod.resources("AWS::CloudWatch::Alarm", stack="Monitoring"))
-    assert len(alarms) > 15
+    alarms = [
+        alarm
+        for stack in ("Monitoring", "Data", "Tenant-acme")
+        for alarm in prod.resources("AWS::CloudWatch::Alarm", stack=stack)
+    ]
+    assert len(alarms) > 25
     for alarm in alarms:
         assert alarm["Properties"]["AlarmActions"] == [environments.load("prod").alarm_topic_arn]
         page = re.search(r"See (runbooks/[a-z-]+\.md)\.$", alarm["Properties"]["AlarmDescription"])
         assert page is not None
         assert (_ROOT / page[1]).is_file(), page[1]
+
+
+def test_every_database_is_watched(prod: Assembly) -> None:
+    """The shared one and that of the dedicated tenant, primaries and replicas, each in its own stack."""
+    settings = environments.load("prod")
+    acme = next(tenant.database for tenant in settings.tenants if tenant.slug == "acme")
+    assert acme is not None
+    for stack, own in (("Data", settings.database), ("Tenant-acme", acme)):
+        alarms = [each["Properties"] for each in prod.resources("AWS::CloudWatch::Alarm", stack=stack)]
+        thresholds = {each["MetricName"]: each["Threshold"] for each in alarms}
+        assert thresholds["OldestReplicationSlotLag"] == own.slot_wal_keep_gib * 1024**3 / 2
+        assert thresholds["FreeStorageSpace"] == own.storage_gib * 1024**3 / 10
+        assert set(thresholds) == {*_OF_A_PRIMARY, "ReplicaLag"}
+        instances = {json.dumps(each["Dimensions"][0]["Value"]) for each in alarms}
+        assert len(instances) == 1 + own.replicas
+        assert len(alarms) == len(_OF_A_PRIMARY) + own.replicas
 
 
 def test_the_dashboard_shows_every_metric(prod: Assembly) -> None:
@@ -46,12 +65,10 @@ def test_the_dashboard_shows_every_metric(prod: Assembly) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_datadog(tmp_path_factory: pytest.TempPathFactory) -> Assembly:
-    data: dict[str, Any] = environments.load("prod").model_dump()
-    data["datadog"]["resources"] = True
-    folder = tmp_path_factory.mktemp("cdk-datadog")
-    build_app(EnvironmentSettings.model_validate(data), outdir=str(folder)).synth()
-    return Assembly(folder)
+def with_datadog(changed: Callable[..., Assembly]) -> Assembly:
+    datadog = environments.load("prod").datadog
+    assert datadog is not None
+    return changed("prod", datadog={**datadog.model_dump(), "resources": True})
 
 
 def test_datadog_has_the_same_monitors_and_graphs(with_datadog: Assembly) -> None:

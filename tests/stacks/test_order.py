@@ -9,7 +9,7 @@ import pytest
 
 from assembly import Assembly
 
-_ORDER = ("Network", "Data", "Migration", "Tenant", "Edge", "Cell", "Services", "Monitoring")
+_ORDER = ("Network", "Data", "Migration", "Tenant", "Edge", "Cell", "Services", "Directory", "Monitoring")
 _STATEFUL = (
     "AWS::RDS::DBInstance",
     "AWS::KMS::Key",
@@ -44,8 +44,13 @@ def test_dependencies_point_one_way(prod: Assembly) -> None:
                 seen += 1
                 assert _place(by_artifact[dependency]) < _place(name), f"{name} → {by_artifact[dependency]}"
     assert seen >= len(_ORDER) - 1
-    services = prod.artifacts["Services"]["dependencies"]
-    assert {by_artifact.get(each) for each in services} >= {"Migration", "Edge"}
+    needed = {
+        name: {by_artifact.get(each) for each in prod.artifacts[name]["dependencies"]}
+        for name in ("Cell-1", "Services", "Directory")
+    }
+    for name in ("Cell-1", "Services"):
+        assert needed[name] >= {"Migration", "Tenant-acme", "Edge"}, "new code runs on the new schema"
+    assert needed["Directory"] >= {"Cell-1", "Cell-4", "Services"}
 
 
 def test_phase_post_is_not_deployed_with_the_rest(prod: Assembly) -> None:

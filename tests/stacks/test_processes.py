@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +17,6 @@ from cloudsync.settings import Settings, load
 from cloudsync.sharding import cell_of
 from process_needs import NEEDS
 from stacks import environments
-from stacks.app import build_app
-from stacks.settings import EnvironmentSettings
 
 _LIBPQ = {"PGPASSWORD"}
 
@@ -121,13 +118,12 @@ def test_each_process_reaches_only_what_it_needs(prod: Assembly) -> None:
     assert "CLOUDSYNC_REDIS_BROKER_PASSWORD" not in secrets["gateway"] | secrets["relay"]
 
 
-def test_another_cell_replaces_no_gateway_of_those_that_there_are(prod: Assembly, tmp_path: Path) -> None:
-    settings = environments.load("prod").model_dump()
-    settings["cells"] = (1, 2, 3, 4, 5)
-    *others, last = settings["buckets"]
-    settings["buckets"] = (*others, {**last, "last": 900}, {"first": 901, "last": 1023, "cell": 5})
-    build_app(EnvironmentSettings.model_validate(settings), outdir=str(tmp_path)).synth()
-    grown = Assembly(tmp_path)
+def test_another_cell_replaces_no_gateway_of_those_that_there_are(
+    prod: Assembly, changed: Callable[..., Assembly]
+) -> None:
+    *others, last = environments.load("prod").model_dump()["buckets"]
+    buckets = (*others, {**last, "last": 900}, {"first": 901, "last": 1023, "cell": 5})
+    grown = changed("prod", cells=(1, 2, 3, 4, 5), buckets=buckets)
     for cell in (1, 2, 3, 4):
         before, after = (_without_digests(each.templates[f"Cell-{cell}"]) for each in (prod, grown))
         assert after == before

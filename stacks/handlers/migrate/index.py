@@ -1,4 +1,5 @@
-"""Runs `cloudsync migrate` as an ECS task for CloudFormation, and waits for it however long it takes.
+"""Runs `cloudsync migrate` or `cloudsync tenant attach` as an ECS task for CloudFormation, and waits for it
+however long it takes.
 
 Two functions of one custom-resource provider: `on_event` starts the task, `is_complete` is asked until it has
 stopped. A task that fails fails the deploy, with the last line of its log.
@@ -16,9 +17,11 @@ _SHOWN = 5  # lines of the log that are looked at for the sentence
 
 def on_event(event: dict[str, Any], _context: Any) -> dict[str, Any]:
     properties = event["ResourceProperties"]
-    done = {"PhysicalResourceId": f"migration-{properties['Phase']}", "TaskArn": ""}
+    physical_id, command = _asked_for(properties)
+    done = {"PhysicalResourceId": physical_id, "TaskArn": ""}
     if event["RequestType"] == "Delete" or _rolls_back(event["StackId"]):
-        # The schema never goes back: what phase pre has added, the old code does not mind.
+        # The schema never goes back: what phase pre has added, the old code does not mind. Nor does a tenant:
+        # its database is in a stack of its own, and without the reference another would serve its clients.
         return done
     answer = boto3.client("ecs").run_task(
         cluster=os.environ["CLUSTER"],
@@ -31,15 +34,11 @@ def on_event(event: dict[str, Any], _context: Any) -> dict[str, Any]:
                 "assignPublicIp": "DISABLED",
             }
         },
-        overrides={
-            "containerOverrides": [
-                {"name": "migrate", "command": ["migrate", "--phase", properties["Phase"]]}
-            ]
-        },
+        overrides={"containerOverrides": [{"name": "migrate", "command": command}]},
     )
     if not answer["tasks"]:
         reasons = ", ".join(str(failure.get("reason")) for failure in answer["failures"])
-        raise RuntimeError(f"The migration could not be started: {reasons}")
+        raise RuntimeError(f"`cloudsync {command[0]}` could not be started: {reasons}")
     return {**done, "TaskArn": answer["tasks"][0]["taskArn"]}
 
 
@@ -49,7 +48,7 @@ def is_complete(event: dict[str, Any], _context: Any) -> dict[str, bool]:
         return {"IsComplete": True}
     described = boto3.client("ecs").describe_tasks(cluster=os.environ["CLUSTER"], tasks=[arn])
     if not described["tasks"]:
-        raise RuntimeError(f"The migration task {arn} is gone; look into its log and deploy again")
+        raise RuntimeError(f"The task {arn} is gone; look into its log and deploy again")
     task = described["tasks"][0]
     if task["lastStatus"] != "STOPPED":
         return {"IsComplete": False}
@@ -57,7 +56,14 @@ def is_complete(event: dict[str, Any], _context: Any) -> dict[str, bool]:
     if container.get("exitCode") == 0:
         return {"IsComplete": True}
     said = _last_line(event["ResourceProperties"]["LogGroup"], arn)
-    raise RuntimeError(said or f"The migration task stopped: {task.get('stoppedReason', 'no reason given')}")
+    raise RuntimeError(said or f"The task stopped: {task.get('stoppedReason', 'no reason given')}")
+
+
+def _asked_for(properties: dict[str, str]) -> tuple[str, list[str]]:
+    """The resource's id, which never changes, and the command: of a tenant, or of a schema."""
+    if tenant := properties.get("Tenant"):
+        return f"tenant-{tenant}", ["tenant", "attach", tenant, "--database", properties["Database"]]
+    return f"migration-{properties['Phase']}", ["migrate", "--phase", properties["Phase"]]
 
 
 def _rolls_back(stack_id: str) -> bool:
