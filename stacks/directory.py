@@ -41,7 +41,7 @@ class DirectoryStack(EnvironmentStack):
                 resource_type=RESOURCE,
                 service_token=migration.provider.service_token,
                 properties={
-                    "Tenant": tenant.slug,
+                    "Tenant": tenant.tenant_id,
                     "Database": tenant.database.reference(SERVICE),
                     "TaskDefinition": migration.migration.family,
                     "SecurityGroup": migration.task.security_group.security_group_id,

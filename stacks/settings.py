@@ -253,6 +253,9 @@ class TenantSettings(_Frozen):
     """An enterprise tenant: its own partitions, or its own database."""
 
     slug: Slug
+    tenant_id: Annotated[str, Field(pattern=r"^[^\s-]\S*$", max_length=200)] | None = Field(
+        default=None, description="As its tokens have it, where that is not the slug."
+    )
     plan: Literal["partitioned", "dedicated"]
     database: DatabaseSettings | None = None
 
@@ -264,6 +267,11 @@ class TenantSettings(_Frozen):
                 " has none of its own."
             )
         return self
+
+    @property
+    def id(self) -> str:
+        """As tokens, and the tables, have it."""
+        return self.tenant_id or self.slug
 
 
 class EnvironmentSettings(_Frozen):
@@ -343,8 +351,10 @@ class EnvironmentSettings(_Frozen):
 
     def _check_tenants(self) -> None:
         slugs = [tenant.slug for tenant in self.tenants]
-        if twice := sorted({slug for slug in slugs if slugs.count(slug) > 1}):
-            raise ValueError(f"The tenant {twice[0]} is there twice.")
+        ids = [tenant.id for tenant in self.tenants]
+        for names in (slugs, ids):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"The tenant {twice[0]} is there twice.")
         dedicated = sum(tenant.database is not None for tenant in self.tenants)
         if dedicated > DEDICATED_AT_MOST:
             raise ValueError(

@@ -41,6 +41,7 @@ class CloudSyncStage(Stage):
             TenantStack(
                 self,
                 slug=tenant.slug,
+                tenant_id=tenant.id,
                 database=tenant.database,
                 settings=settings,
                 network=network,

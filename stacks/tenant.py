@@ -29,6 +29,7 @@ class TenantStack(EnvironmentStack):
         scope: Construct,
         *,
         slug: str,
+        tenant_id: str,
         database: DatabaseSettings,
         settings: EnvironmentSettings,
         network: NetworkStack,
@@ -43,6 +44,7 @@ class TenantStack(EnvironmentStack):
             stateful=True,
         )
         self.slug = slug
+        self.tenant_id = tenant_id
         self.database = Database(
             self,
             "Database",

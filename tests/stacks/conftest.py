@@ -52,8 +52,9 @@ def prod(synthesized: Callable[[str], Assembly]) -> Assembly:
 
 @pytest.fixture(scope="session")
 def dev_with_acme(changed: Callable[..., Assembly]) -> Assembly:
-    """dev, and a tenant with a database of its own."""
+    """dev, and a tenant with a database of its own, whose id is no slug."""
     from stacks import environments
 
     own = environments.load("dev").database.model_dump()
-    return changed("dev", tenants=({"slug": "acme", "plan": "dedicated", "database": own},))
+    acme = {"slug": "acme", "tenant_id": "4c0f7a52-ACME", "plan": "dedicated", "database": own}
+    return changed("dev", tenants=(acme,))

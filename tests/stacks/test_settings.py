@@ -64,6 +64,19 @@ def _changed(environment: str, /, **changes: Any) -> dict[str, Any]:
             {"tenants": ({"slug": "acme", "plan": "partitioned"}, {"slug": "acme", "plan": "partitioned"})},
             "The tenant acme is there twice",
         ),
+        (
+            {
+                "tenants": (
+                    {"slug": "acme", "plan": "partitioned"},
+                    {"slug": "initech", "tenant_id": "acme", "plan": "partitioned"},
+                )
+            },
+            "The tenant acme is there twice",
+        ),
+        (
+            {"tenants": ({"slug": "acme", "tenant_id": "--acme", "plan": "partitioned"},)},
+            "tenants.0.tenant_id: String should match pattern",
+        ),
         ({"tenants": ({"slug": "acme", "plan": "dedicated"},)}, "a dedicated tenant has a database"),
         ({"region": "us-east-1"}, "are not all in us-east-1"),
         ({"edge__hosted_zone_name": "example.org"}, "is not in the hosted zone"),

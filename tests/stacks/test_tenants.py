@@ -171,8 +171,13 @@ def test_the_directory_is_told_of_each_without_a_password(prod: Assembly) -> Non
     assert "DatabaseServiceLogin" in secret
     libpq = conninfo_to_dict(reference.replace(f"&password_secret={secret}", ""))
     assert (libpq["sslmode"], libpq["port"]) == ("verify-full", "5432")
+    assert "password" not in libpq
     (migrate,) = prod.resources("AWS::ECS::TaskDefinition", stack="Migration")
     assert attached["Properties"]["TaskDefinition"] == migrate["Properties"]["Family"]
+
+
+def test_the_directory_goes_by_the_id_that_tokens_have(dev_with_acme: Assembly) -> None:
+    assert dev_with_acme.one("Custom::CloudSyncTenant")["Properties"]["Tenant"] == "4c0f7a52-ACME"
 
 
 def test_an_environment_without_dedicated_tenants_has_no_directory(synthesized: Any) -> None:
