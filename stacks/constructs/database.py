@@ -176,8 +176,8 @@ class Database(Construct):
             reason = "this environment has no standby, by its settings"
             accept(self.instance, {"RDS3": reason})
             accept_of_checkov(self.instance, {"CKV_AWS_157": reason})
-        if not protected:
-            accept(self.instance, {"RDS10": "this environment is not protected, by its settings"})
+        for each in () if protected else (self.instance, *self.replicas):
+            accept(each, {"RDS10": "this environment is not protected, by its settings"})
 
     def _replica_security_group(self, vpc: ec2.IVpc, network: NetworkSettings) -> ec2.SecurityGroup:
         group = ec2.SecurityGroup(
