@@ -4,13 +4,16 @@ import os
 import sys
 
 from stacks import environments
-from stacks.app import build_app, environment_of_context
 
 try:
-    name = sys.argv[1] if len(sys.argv) > 1 else environment_of_context(os.environ.get("CDK_CONTEXT_JSON"))
+    name = (
+        sys.argv[1] if len(sys.argv) > 1 else environments.name_of_context(os.environ.get("CDK_CONTEXT_JSON"))
+    )
     settings = environments.load(name)
 except environments.EnvironmentRefused as refused:
     sys.exit(f"cloudsync: {refused}")
+
+from stacks.app import build_app
 
 app = build_app(settings, outdir=os.environ.get("CDK_OUTDIR", "cdk.out"), checked=True)
 try:

@@ -9,7 +9,6 @@ from typing import Any, Final
 from aws_cdk import App, Validations
 from cdk_nag import AwsSolutionsChecks
 
-from stacks.environments import EnvironmentRefused, names
 from stacks.settings import EnvironmentSettings
 from stacks.stage import CloudSyncStage, FinishStage
 
@@ -28,16 +27,6 @@ def build_app(settings: EnvironmentSettings, *, outdir: str | None = None, check
     if checked:
         Validations.of(app).add_plugins(AwsSolutionsChecks())
     return app
-
-
-def environment_of_context(context_json: str | None) -> str:
-    """The name given with `-c env=NAME`. Raises EnvironmentRefused if there is none."""
-    name = json.loads(context_json or "{}").get("env")
-    if not name:
-        raise EnvironmentRefused(
-            f"Say which environment: -c env=NAME, or python app.py NAME; there are {', '.join(names())}."
-        )
-    return str(name)
 
 
 def _flags() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 
 from pydantic import ValidationError
@@ -17,6 +18,16 @@ class EnvironmentRefused(Exception):
 def names() -> list[str]:
     """Every environment that there is."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def name_of_context(context_json: str | None) -> str:
+    """The name given with `-c env=NAME`. Raises EnvironmentRefused if there is none."""
+    name = json.loads(context_json or "{}").get("env")
+    if not name:
+        raise EnvironmentRefused(
+            f"Say which environment: -c env=NAME, or python app.py NAME; there are {', '.join(names())}."
+        )
+    return str(name)
 
 
 def load(name: str) -> EnvironmentSettings:
