@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Literal
 
 from cloudsync import logs
@@ -54,10 +52,7 @@ def run_beat(settings: Settings) -> None:
     from cloudsync.routing.application import application
 
     logs.configure(level=settings.log_level, log_format=settings.log_format)
-    with tempfile.TemporaryDirectory(prefix="cloudsync-beat-") as folder:
-        application.Beat(
-            schedule=str(Path(folder) / "schedule"), loglevel="WARNING", max_interval=0.5, quiet=True
-        ).run()
+    application.Beat(loglevel="WARNING", max_interval=0.5, quiet=True).run()
 
 
 def _check(settings: Settings) -> None:

@@ -10,7 +10,7 @@ import math
 from types import MethodType
 from typing import Any, Final
 
-from celery.beat import PersistentScheduler
+from celery.beat import Scheduler as CeleryScheduler
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 from kombu.message import Message
@@ -57,17 +57,20 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # celery is untyped
         return super().call_soon_ack(p, *args, **kwargs)
 
 
-class Scheduler(PersistentScheduler):  # type: ignore[misc]  # celery is untyped
-    """Beat's schedule: a task that cannot be sent is sent the next time."""
+class Scheduler(CeleryScheduler):  # type: ignore[misc]  # celery is untyped
+    """Beat's schedule: a task that cannot be sent is sent the next time.
+
+    In memory alone: Celery's default writes it to a file, which a beat that is killed leaves behind.
+    """
 
     _failed = 0
-    _looked_s = math.inf
+    _looked_s = -math.inf
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
         """Send the next task if it is due. Returns for how long there is nothing to do.
 
-        After a clock that was set back, also while beat was down, everything is due in one interval; or
-        nothing would be sent until the clock has caught up with the times that are written down.
+        After a clock that was set back everything is due in one interval; or nothing would be sent until the
+        clock has caught up with the times that were noted.
         """
         now_s = self.app.now().timestamp()
         if now_s < self._looked_s:
