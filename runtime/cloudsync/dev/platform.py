@@ -279,6 +279,7 @@ class Platform:
             self._allocation,
             environment=self.environment,
             ready_file=self._opened.ready_file,
+            scratch=self._opened.scratch,
             relays={None: self._stream(), **{slug: self._stream(slug) for slug in self.options.dedicated}},
         )
         supervisor.start(specs)

@@ -21,11 +21,13 @@ def service_specs(
     *,
     environment: Callable[..., Mapping[str, str]],
     ready_file: Callable[[str], Path],
+    scratch: Path,
     relays: Mapping[str | None, tuple[str, str]],
 ) -> list[ProcessSpec]:
     """Specs in the order of start.
 
     `environment(verb)`, with `tenant` for a dedicated tenant's, gives a process its CLOUDSYNC_* variables.
+    `scratch` is their temporary folder: a worker makes one of its own in it, which stays if it is killed.
     `relays` has the database and the slot of each relay by tenant, None for that of the shared database.
     """
     specs: list[ProcessSpec] = []
@@ -50,6 +52,7 @@ def service_specs(
                     **os.environ,
                     **_import_path(),
                     "PYTHONUNBUFFERED": "1",
+                    "TMPDIR": str(scratch),
                     **(environment(verb) if tenant is None else environment(verb, tenant=tenant)),
                     **variables,
                 },

@@ -15,7 +15,7 @@ from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.watchdog import watchdog
 from cloudsync.errors import ConfigurationError
 
-_OURS: Final = ("postgres", "valkey", "logs", "run", "keyring.json", "jwt.secret")  # what may be wiped
+_OURS: Final = ("postgres", "valkey", "logs", "run", "tmp", "keyring.json", "jwt.secret")  # what may be wiped
 
 
 class Workspace:
@@ -40,6 +40,8 @@ class Workspace:
             if options.fresh:
                 self._wipe()
             (self.data / "run").mkdir(exist_ok=True)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.mkdir()
             self._make_secrets()
         except OSError as error:
             self._remove_temporary()
@@ -63,12 +65,18 @@ class Workspace:
     def keyring_file(self) -> Path:
         return self.data / "keyring.json"
 
+    @property
+    def scratch(self) -> Path:
+        """The temporary folder of the processes, empty at first: what a killed one leaves stays here."""
+        return self.data / "tmp"
+
     def ready_file(self, process: str) -> Path:
         """Where a process without a port writes its process id once it is ready."""
         return self.data / "run" / f"{process}.ready"
 
     def close(self) -> None:
         """Nobody runs here any more."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
         state.remove(self.folder)
         if self._made_folder:
             (self.folder / "lock").unlink(missing_ok=True)

@@ -129,6 +129,20 @@ def test_an_ephemeral_platform_leaves_nothing(tmp_path: Path) -> None:
     assert not any(pid is not None and psutil.pid_exists(pid) for pid in pids)
 
 
+def test_what_a_killed_process_leaves_goes_with_the_platform(tmp_path: Path) -> None:
+    options = PlatformOptions.private(data=tmp_path, ephemeral=False, services=("routing", "beat"))
+    with Platform(options) as platform:
+        scratch = platform.data / "tmp"
+        assert list(scratch.iterdir())  # a folder of the worker's pool
+        for name in options.services:
+            pid = platform.processes[name].pid
+            assert pid is not None
+            assert psutil.Process(pid).environ()["TMPDIR"] == str(scratch)
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: all(platform.processes[name].restarts == 1 for name in options.services), 30)
+    assert not scratch.exists()
+
+
 def test_a_port_in_use_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server((ports.LOOPBACK, 0)) as server:
         port = server.getsockname()[1]
