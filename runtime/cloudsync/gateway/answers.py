@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import psycopg
 from psycopg_pool import PoolTimeout
 from redis.exceptions import RedisError
@@ -11,8 +13,10 @@ from cloudsync.errors import CloudSyncError
 from cloudsync.gateway.hub import Subscription
 from cloudsync.protocol.frames import Verdict, project_text, snapshot_text
 from cloudsync.protocol.messages import Error
+from cloudsync.resolve.refusals import TryAgain
 from cloudsync.sync.snapshot import SnapshotRow
 
+_PASSING: Final = (TryAgain, psycopg.OperationalError, PoolTimeout, RedisError, OSError)
 _log = logs.get("gateway")
 
 
@@ -29,10 +33,28 @@ def failure(error: Exception, ref: str) -> Error:
     """The error frame for a request; what its client may not see goes to the log."""
     if isinstance(error, CloudSyncError):
         return Error(error.code, str(error), ref)
-    if isinstance(error, psycopg.Error):  # its message may quote values
-        _log.warning("request failed", reason=type(error).__name__, sqlstate=error.sqlstate)
+    return unforeseen(error, ref, "request failed")
+
+
+def unforeseen(error: Exception, ref: str, event: str, **about: Any) -> Error:
+    """The error frame for what failed through no fault of the client's: it may pass, or be ours. Logged."""
+    if isinstance(error, TryAgain):
+        _log.info(event, **about, **loggable(error))
+    elif isinstance(error, _PASSING):
+        _log.warning(event, **about, **loggable(error))
+    elif isinstance(error, psycopg.Error):
+        _log.error(event, **about, **loggable(error))
     else:
-        _log.warning("request failed", reason=type(error).__name__, exc_info=error)
-    if isinstance(error, (psycopg.OperationalError, PoolTimeout, RedisError, OSError)):
+        _log.error(event, **about, **loggable(error), exc_info=error)
+    if isinstance(error, _PASSING):
         return Error("unavailable", "The server cannot do this right now; try again.", ref)
     return Error("internal", "The server met an error of its own.", ref)
+
+
+def loggable(error: Exception) -> dict[str, Any]:
+    """What a log may say of an error: no message of a driver's, which may quote values, names or hosts."""
+    if isinstance(error, TryAgain):
+        return {"reason": str(error)}  # a sentence of our own
+    if isinstance(error, psycopg.Error):
+        return {"reason": type(error).__name__, "sqlstate": error.sqlstate}
+    return {"reason": type(error).__name__}

@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from cloudsync import logs
 from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.events import Position, parse_lsn
+from cloudsync.gateway.answers import loggable, unforeseen
 from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.subscriptions import Subscriptions
@@ -34,7 +35,6 @@ from cloudsync.protocol.messages import (
     TextRequest,
 )
 from cloudsync.resolve import documents, manual, writer
-from cloudsync.resolve.refusals import TryAgain
 from cloudsync.resolve.turn import Answer
 from cloudsync.settings import Settings
 from cloudsync.sync.snapshot import SESSION_OPTIONS
@@ -209,18 +209,10 @@ class Writes:
                     await self._apply(connection, change)
                 except ClientRefused as refusal:
                     connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
-                except (TryAgain, psycopg.OperationalError, PoolTimeout) as error:
-                    _log.info("change postponed", client=connection.client_id, reason=str(error)[:200])
-                    self._refuse(
-                        connection, queue, change, "unavailable", "It cannot be written now; try again."
-                    )
-                except psycopg.Error as error:  # its message may quote values
-                    reason, sqlstate = type(error).__name__, error.sqlstate
-                    _log.error("change failed", client=connection.client_id, reason=reason, sqlstate=sqlstate)
-                    self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
-                except Exception:  # noqa: BLE001 - one change's failure must not end the connection's others
-                    _log.exception("change failed", client=connection.client_id, table=_table_of(change))
-                    self._refuse(connection, queue, change, "internal", "The server met an error of its own.")
+                except Exception as error:  # noqa: BLE001 - one change's failure must not end the others
+                    client_id, table = connection.client_id, _table_of(change)
+                    answer = unforeseen(error, str(change.id), "change failed", client=client_id, table=table)
+                    self._refuse(connection, queue, answer)
         finally:
             queue.task = None
             if connection.close_code is not None:
@@ -249,8 +241,7 @@ class Writes:
                 await self._follow_up(database, connection, change, answer)
             except psycopg.Error as error:
                 # It is answered, and must not be asked for again. Conflicts are found by listing them.
-                reason, sqlstate = type(error).__name__, error.sqlstate
-                _log.warning("not followed up", client=client_id, reason=reason, sqlstate=sqlstate)
+                _log.warning("not followed up", client=client_id, **loggable(error))
 
     async def _follow_up(
         self, database: AsyncConnection[Any], connection: Connection, change: Request, answer: Answer
@@ -272,13 +263,11 @@ class Writes:
         if answer.conflict_id is not None:
             await self._conflicts.tell(database, connection, answer.conflict_id)
 
-    def _refuse(
-        self, connection: Connection, queue: _Queue, change: Request, code: str, message: str
-    ) -> None:
-        queue.refused_from = Error(code, message, str(change.id))
-        connection.control(queue.refused_from)
+    def _refuse(self, connection: Connection, queue: _Queue, answer: Error) -> None:
+        queue.refused_from = answer
+        connection.control(answer)
         for behind, _ in queue.changes:
-            connection.control(Error(code, message, str(behind.id)))
+            connection.control(Error(answer.code, answer.message, str(behind.id)))
         queue.clear()
 
 
