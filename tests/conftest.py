@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
 from faults import account
+from integration.path.world import World
 
 _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)
@@ -141,6 +142,14 @@ def platform() -> Iterator[Platform]:
     """Every process of a deployment, on a database of its own; shared, so use tables of your own."""
     with Platform(PlatformOptions.private()) as running:
         yield running
+
+
+@pytest.fixture
+async def world(platform: Platform) -> AsyncIterator[World]:
+    """The platform as tests use it: the shared one, or the module's own that it calls `platform`."""
+    made = World(platform)
+    yield made
+    await made.close()
 
 
 @pytest.fixture

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
-import pytest
-
-from cloudsync.dev.platform import Platform
 from integration.path.world import Watcher, World, table_name
 
 COLUMNS = {
@@ -23,13 +19,6 @@ ROW = """(%s, 'acme', 'ORD-2026-000123', 'in_progress', 2, 'Replace the pump in 
     'f47ac10b-58cc-4372-a567-0e02b2c3d479', '6ba7b810-9dad-11d1-80b4-00c04fd430c8', 1234.50, 'EUR', 3, 0.19,
     '{maintenance,urgent,onsite}', '{"floor": 2, "contact": "Frau Müller", "phone": "+49 30 1234567"}',
     '2026-12-01', now(), now(), false)"""
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 async def next_frame(watcher: Watcher, before: int) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -39,13 +39,6 @@ def settled(platform: Platform) -> Iterator[None]:
     for name in platform.processes:
         if (log := platform.logs / f"{name}.log").exists():
             print(name, log.read_text()[-1500:])
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def active_relay(world: World) -> str:

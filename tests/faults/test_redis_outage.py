@@ -9,7 +9,7 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -46,13 +46,6 @@ def told(platform: Platform) -> Iterator[None]:
     yield
     for name in ("relay", "routing", "gateway"):
         print(name, (platform.logs / f"{name}.log").read_text()[-2500:])
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def mode(world: World) -> str:

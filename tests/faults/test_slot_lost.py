@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -41,13 +41,6 @@ def told(platform: Platform) -> Iterator[None]:
     yield
     for name in ("relay", "routing", "gateway"):
         print(name, Path(platform.logs / f"{name}.log").read_text()[-2500:])
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 class Stopped:

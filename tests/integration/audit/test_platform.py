@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from cloudsync.dev.platform import Platform
 from cloudsync.errors import ClientRefused, TokenRefused
 from integration.path.world import World, table_name
 from waiting import eventually_async
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def make_table(world: World, track: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,6 @@ from cloudsync.client import ChangeRejected, Client, Conflict
 from cloudsync.dev.platform import Platform
 from integration.path.world import World, table_name
 from waiting import eventually_async
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -8,24 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
-from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.sharding import cell_of
 from integration.gateway.processes import OwnGateway
 from integration.path.world import World, table_name
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 async def test_a_token_that_runs_out_and_one_that_is_replaced(world: World) -> None:

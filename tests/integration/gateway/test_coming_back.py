@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
@@ -33,18 +33,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def lively_platform() -> Iterator[Platform]:
+def platform() -> Iterator[Platform]:
     """Two gateways that send their cursors often."""
     environment = {"CLOUDSYNC_HEARTBEAT_S": "0.2", "CLOUDSYNC_CANARY_INTERVAL_S": "0.5"}
     with Platform(PlatformOptions.private(gateways=2, environment=environment)) as running:
         yield running
-
-
-@pytest.fixture
-async def world(lively_platform: Platform) -> AsyncIterator[World]:
-    made = World(lively_platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -13,16 +12,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cloudsync.client.raw import RawConnection, open_socket
-from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import CLOSE_MEANINGS, ERROR_MEANINGS, Close
 from integration.path.world import World, table_name
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

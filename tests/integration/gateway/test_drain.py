@@ -8,13 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
 from cloudsync.client.raw import open_socket
-from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import Close
 from integration.gateway.processes import OwnGateway
 from integration.gateway.test_presence import traces
@@ -22,13 +20,6 @@ from integration.path.world import Watcher, World, table_name
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def make(world: World) -> str:

@@ -6,25 +6,16 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import redis
 
-from cloudsync.dev.platform import Platform
 from integration.gateway.processes import OwnGateway
 from integration.path.world import World, table_name
 from wire import Wire
 
 pytestmark = pytest.mark.slow
 TRUE_WITHIN_S = 30
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def make(world: World) -> str:

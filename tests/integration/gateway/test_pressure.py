@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def strict_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Short time-outs, small buffers, a Redis that keeps its data, keys for tokens that cannot be fetched."""
     folder: Path = tmp_path_factory.mktemp("strict")
     environment = {
@@ -41,13 +41,6 @@ def strict_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platfo
     options = PlatformOptions.private(ephemeral=False, data=folder, environment=environment)
     with Platform(options) as running:
         yield running
-
-
-@pytest.fixture
-async def world(strict_platform: Platform) -> AsyncIterator[World]:
-    made = World(strict_platform)
-    yield made
-    await made.close()
 
 
 def make(world: World, rows: int = 0, size: int = 10) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from moto.autoscaling.responses import AutoScalingResponse  # noqa: E402
 from moto.core.responses import EmptyResult  # noqa: E402
 from moto.server import ThreadedMotoServer  # noqa: E402
 
-from cloudsync.dev.platform import Platform  # noqa: E402
 from cloudsync.protocol.codes import Close  # noqa: E402
 from instance_metadata import InstanceMetadata  # noqa: E402
 from integration.gateway.processes import OwnGateway  # noqa: E402
@@ -100,13 +99,6 @@ def _make_group() -> tuple[str, str]:
     )
     (group,) = scaling.describe_auto_scaling_groups()["AutoScalingGroups"]
     return group["AutoScalingGroupName"], group["Instances"][0]["InstanceId"]
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 async def test_an_instance_goes_when_its_clients_have_gone(world: World, hook: Hook) -> None:

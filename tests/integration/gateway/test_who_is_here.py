@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,16 +20,9 @@ from waiting import eventually_async
 
 
 @pytest.fixture(scope="module")
-def two_gateways() -> Iterator[Platform]:
+def platform() -> Iterator[Platform]:
     with Platform(PlatformOptions.private(gateways=2)) as running:
         yield running
-
-
-@pytest.fixture
-async def world(two_gateways: Platform) -> AsyncIterator[World]:
-    made = World(two_gateways)
-    yield made
-    await made.close()
 
 
 @pytest.fixture
@@ -243,10 +236,10 @@ def _is_waited_for(world: World, table: str) -> bool:
         return bool(row and row[0])
 
 
-async def test_the_client_takes_part_and_comes_back(world: World, two_gateways: Platform, table: str) -> None:
+async def test_the_client_takes_part_and_comes_back(world: World, platform: Platform, table: str) -> None:
     async with (
-        cloudsync_client.connect(two_gateways.api_url, token=two_gateways.token("acme", "ann")) as ann,
-        cloudsync_client.connect(two_gateways.api_url, token=two_gateways.token("acme", "bob")) as bob,
+        cloudsync_client.connect(platform.api_url, token=platform.token("acme", "ann")) as ann,
+        cloudsync_client.connect(platform.api_url, token=platform.token("acme", "bob")) as bob,
     ):
         hers, his = await ann.subscribe(table), await bob.subscribe(table)
         heard: list[list[str]] = []
@@ -274,8 +267,8 @@ async def test_the_client_takes_part_and_comes_back(world: World, two_gateways: 
 
 
 @pytest.mark.slow
-async def test_a_gateway_that_dies_takes_its_members_along(two_gateways: Platform) -> None:
-    world = World(two_gateways)
+async def test_a_gateway_that_dies_takes_its_members_along(platform: Platform) -> None:
+    world = World(platform)
     name = table_name("dying")
     world.run(f"CREATE TABLE {name} (id integer PRIMARY KEY, tenant_id text NOT NULL DEFAULT 'acme')")
     world.run(f"SELECT cloudsync.track('{name}')")
@@ -284,6 +277,6 @@ async def test_a_gateway_that_dies_takes_its_members_along(two_gateways: Platfor
     await ann.say(1)
     await bob.say(2)
     await ann.until({"ann": 1, "bob": 2})
-    os.kill(two_gateways.processes["gateway-2"].pid or 0, signal.SIGKILL)
+    os.kill(platform.processes["gateway-2"].pid or 0, signal.SIGKILL)
     await ann.until({"ann": 1}, 30)
     await world.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ def agent() -> Iterator[Agent]:
 
 
 @pytest.fixture(scope="module")
-def watched(agent: Agent) -> Iterator[Platform]:
+def platform(agent: Agent) -> Iterator[Platform]:
     environment = {
         "CLOUDSYNC_STATSD_HOST": "127.0.0.1",
         "CLOUDSYNC_STATSD_PORT": str(agent.port),
@@ -40,13 +40,6 @@ def watched(agent: Agent) -> Iterator[Platform]:
     }
     with Platform(PlatformOptions.private(environment=environment)) as running:
         yield running
-
-
-@pytest.fixture
-async def world(watched: Platform) -> AsyncIterator[World]:
-    made = World(watched)
-    yield made
-    await made.close()
 
 
 def _sequences(world: World) -> dict[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -27,7 +27,7 @@ def agent() -> Iterator[Agent]:
 
 
 @pytest.fixture(scope="module")
-def summed(agent: Agent) -> Iterator[Platform]:
+def platform(agent: Agent) -> Iterator[Platform]:
     environment = {
         "CLOUDSYNC_STATSD_HOST": "127.0.0.1",
         "CLOUDSYNC_STATSD_PORT": str(agent.port),
@@ -35,13 +35,6 @@ def summed(agent: Agent) -> Iterator[Platform]:
     }
     with Platform(PlatformOptions.private(environment=environment)) as running:
         yield running
-
-
-@pytest.fixture
-async def world(summed: Platform) -> AsyncIterator[World]:
-    made = World(summed)
-    yield made
-    await made.close()
 
 
 def _count(agent: Agent, outcome: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import httpx
@@ -54,17 +54,10 @@ def agent() -> Iterator[Agent]:
 
 
 @pytest.fixture(scope="module")
-def measured(agent: Agent) -> Iterator[Platform]:
+def platform(agent: Agent) -> Iterator[Platform]:
     environment = {"CLOUDSYNC_STATSD_HOST": "127.0.0.1", "CLOUDSYNC_STATSD_PORT": str(agent.port)}
     with Platform(PlatformOptions.private(environment=environment)) as running:
         yield running
-
-
-@pytest.fixture
-async def world(measured: Platform) -> AsyncIterator[World]:
-    made = World(measured)
-    yield made
-    await made.close()
 
 
 async def test_every_process_sends_what_it_knows_and_nothing_else(world: World, agent: Agent) -> None:

@@ -5,25 +5,17 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 
-from cloudsync.dev.platform import Platform
 from integration.path.world import Subscribed, Watcher, World, table_name
 from waiting import eventually_async
 
 Step = Callable[[psycopg.Connection[Any], random.Random], None]
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @contextmanager

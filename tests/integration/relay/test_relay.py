@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -28,22 +28,15 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def doubled() -> Iterator[Platform]:
+def platform() -> Iterator[Platform]:
     """A platform with a standby relay."""
     with Platform(PlatformOptions.private(standby=True)) as running:
         yield running
 
 
 @pytest.fixture
-async def world(doubled: Platform) -> AsyncIterator[World]:
-    made = World(doubled)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def client(doubled: Platform) -> Iterator[redis.Redis]:
-    made = connect_redis(doubled.redis_url)
+def client(platform: Platform) -> Iterator[redis.Redis]:
+    made = connect_redis(platform.redis_url)
     yield made
     made.close()
 
@@ -226,10 +219,10 @@ async def test_after_harm_every_client_equals_the_table(
 
 
 @pytest.fixture(autouse=True)
-def told(request: pytest.FixtureRequest, doubled: Platform, client: redis.Redis) -> Iterator[None]:
+def told(request: pytest.FixtureRequest, platform: Platform, client: redis.Redis) -> Iterator[None]:
     """What the platform was at, for whoever reads a failure."""
     yield
-    print({name: (p.state, p.restarts) for name, p in doubled.processes.items()})
+    print({name: (p.state, p.restarts) for name, p in platform.processes.items()})
     epochs: Any = client.keys("cs:*:epoch")
     for name in epochs:
         keys = Keys(name.decode().split(":")[1], client.get(name).decode())  # type: ignore[union-attr]
@@ -242,7 +235,7 @@ def told(request: pytest.FixtureRequest, doubled: Platform, client: redis.Redis)
             ]
         )
     for name in LOGGED:
-        print(name, (doubled.logs / f"{name}.log").read_text()[-1500:])
+        print(name, (platform.logs / f"{name}.log").read_text()[-1500:])
 
 
 async def test_a_killed_relay_leaves_neither_hole_nor_repeat_in_the_feeds(

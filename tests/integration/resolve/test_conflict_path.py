@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from cloudsync.client.raw import RawConnection
-from cloudsync.dev.platform import Platform
 from cloudsync.protocol.messages import HeldSubscription
 from integration.path.world import Watcher, World, table_name
 from integration.resolve.test_path import change, outcome
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,6 @@ from cloudsync.dev.platform import Platform
 from cloudsync.resolve import text as ot
 from integration.path.world import World, table_name
 from waiting import eventually_async
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

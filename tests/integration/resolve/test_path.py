@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,6 @@ from cloudsync.client import ChangeRejected
 from cloudsync.dev.platform import Platform
 from integration.path.world import Watcher, World, table_name
 from waiting import eventually_async
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

@@ -7,25 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from cloudsync.client.raw import open_socket
-from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import Close
 from integration.path.world import World, table_name
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-async def world(platform: Platform) -> AsyncIterator[World]:
-    made = World(platform)
-    yield made
-    await made.close()
 
 
 def tenant(world: World, *arguments: str, status: int = 0) -> str:
