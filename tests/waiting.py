@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _POLL_S = 0.01
+_SLOWEST_POLL_S = 0.1
 
 
 def eventually(condition: Callable[[], T], timeout_s: float = 10.0, *, message: str = "") -> T:
     """The condition's first true value. Fails with its last value once the time is over."""
-    deadline = time.monotonic() + timeout_s
+    began_s = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began_s
+        if waited_s > timeout_s:
             raise AssertionError(_late(condition, timeout_s, value, message))
-        time.sleep(_POLL_S)
+        time.sleep(_pause_s(waited_s))
     return value
 
 
@@ -26,16 +28,22 @@ async def eventually_async(
     condition: Callable[[], T | Awaitable[T]], timeout_s: float = 10.0, *, message: str = ""
 ) -> T:
     """As `eventually`, for a condition that may be asynchronous; the event loop runs meanwhile."""
-    deadline = time.monotonic() + timeout_s
+    began_s = time.monotonic()
     while True:
         value: Any = condition()
         if inspect.isawaitable(value):
             value = await value
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began_s
+        if waited_s > timeout_s:
             raise AssertionError(_late(condition, timeout_s, value, message))
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_pause_s(waited_s))
+
+
+def _pause_s(waited_s: float) -> float:
+    """Looks get rarer, and cost the servers that are waited for less: 3 % of the time are lost at most."""
+    return min(_SLOWEST_POLL_S, max(_POLL_S, waited_s * 0.03))
 
 
 def _late(condition: Callable[[], Any], timeout_s: float, value: object, message: str) -> str:

@@ -32,6 +32,17 @@ def run(target: Target) -> Callable[[Program], Report]:
     return run_program
 
 
+@pytest.fixture(scope="session")
+def run_both(target: Target) -> Callable[[Program, Program], list[Report]]:
+    """Runs two programs at once, each in tables of its own: much of a run is waiting for still views."""
+
+    async def run_programs(*programs: Program) -> list[Report]:
+        runs = (Runner(target, program, settle_s=20).run() for program in programs)
+        return await asyncio.gather(*runs)
+
+    return lambda first, second: asyncio.run(run_programs(first, second))
+
+
 def explain(program: Program, report: Report) -> str:
     """For a failing test: what was wrong, and the program to keep in `regressions/`."""
     return "\n".join([*report.findings[:8], encode(program).decode()])

@@ -58,11 +58,13 @@ def within(examples: int, *, shrink: bool = True) -> settings:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@within(EXAMPLES)
-@given(program=programs(steps=30))
-def test_views_equal_sql(run: Callable[[Program], Report], program: Program) -> None:
-    report = run(program)
-    assert report.good, explain(program, report)
+@within((EXAMPLES + 1) // 2)
+@given(first=programs(steps=30), second=programs(steps=30))
+def test_views_equal_sql(
+    run_both: Callable[[Program, Program], list[Report]], first: Program, second: Program
+) -> None:
+    for program, report in zip((first, second), run_both(first, second), strict=True):
+        assert report.good, explain(program, report)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from waiting import eventually
 
 
 class OwnGateway:
-    """`with OwnGateway(platform, "name", DRAIN_S="2") as gateway`: ready when it is entered."""
+    """`with OwnGateway(platform, "name", DRAIN_S="2") as gateway`: ready when it is entered.
+
+    `async with` does not stop the loop meanwhile.
+    """
 
     def __init__(self, platform: Platform, name: str, **settings: str) -> None:
         self.name = name
@@ -50,6 +54,14 @@ class OwnGateway:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
         self.process.wait(10)
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.__exit__, kind, error, trace)
 
     def status(self, path: str) -> int:
         """The status of an HTTP request, 0 if nobody answers."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import redis
 
+from cloudsync.dev.platform import Platform
 from integration.gateway.processes import OwnGateway
-from integration.path.world import World, table_name
+from integration.path.world import Watcher, World, table_name
 from wire import Wire
 
 pytestmark = pytest.mark.slow
@@ -49,9 +52,20 @@ def traces(world: World, name: str) -> list[str]:
     return found
 
 
-async def test_a_gateway_that_is_killed_leaves_no_trace(world: World) -> None:
+async def gone(watcher: Watcher, look: Callable[[], bool], within_s: float = TRUE_WITHIN_S) -> None:
+    """Wait for what is asked of all of Redis: a few times a second are enough."""
+
+    async def slowly() -> bool:
+        await asyncio.sleep(0.2)
+        return look()
+
+    await watcher.until(slowly, within_s)
+
+
+async def is_killed(world: World) -> None:
+    """It leaves no trace."""
     table = make(world)
-    with OwnGateway(world.platform, "killed-1") as gateway:
+    async with OwnGateway(world.platform, "killed-1") as gateway:
         watchers = [await world.watch("acme", f"user {n}", url=gateway.url) for n in range(3)]
         for watcher in watchers:
             await watcher.subscribe("s", table, where={"id": {"gte": 0}})
@@ -59,44 +73,46 @@ async def test_a_gateway_that_is_killed_leaves_no_trace(world: World) -> None:
         await watchers[0].until(lambda: where(world, watchers[2].client_id) == "killed-1")
         gateway.process.kill()
         began_s = time.monotonic()
-        await elsewhere.until(lambda: traces(world, "killed-1") == [], TRUE_WITHIN_S)
+        await gone(elsewhere, lambda: traces(world, "killed-1") == [])
         print(f"no trace after {time.monotonic() - began_s:.1f} s")
         assert where(world, elsewhere.client_id) is not None
 
 
-async def test_a_gateway_that_hung_and_comes_back_registers_everything_anew(world: World) -> None:
+async def hangs_and_comes_back(world: World) -> None:
     """Reaped while it was frozen; its sockets stand, and what the registry has lost is there again."""
     table = make(world)
-    with OwnGateway(world.platform, "frozen-1") as gateway:
+    async with OwnGateway(world.platform, "frozen-1") as gateway:
         watcher = await world.watch("acme", "ann", url=gateway.url)
         seen = await watcher.subscribe("s", table)
         os.kill(gateway.process.pid, signal.SIGSTOP)
-        await watcher.until(lambda: traces(world, "frozen-1") == [], TRUE_WITHIN_S)
+        await gone(watcher, lambda: traces(world, "frozen-1") == [])
         os.kill(gateway.process.pid, signal.SIGCONT)
         await watcher.until(lambda: where(world, watcher.client_id) == "frozen-1")
         world.run(f"INSERT INTO {table} VALUES (1, 'acme', 'x')")
         await watcher.until(lambda: seen.rows)
 
 
-async def test_a_connection_that_is_lost_without_a_word(world: World) -> None:
+async def loses_a_connection_without_a_word(world: World) -> None:
     """No FIN, no RST: only that nothing comes back any more says that the client is gone."""
     table = make(world)
-    with OwnGateway(world.platform, "silent-1") as gateway:
-        async with Wire(port=gateway.port) as wire:
-            watcher = await world.watch("acme", "ann", url=f"ws://127.0.0.1:{wire.port}/ws/1")
-            await watcher.subscribe("s", table)
-            await watcher.until(lambda: where(world, watcher.client_id) == "silent-1")
-            wire.freeze()
-            began_s = time.monotonic()
-            await watcher.until(lambda: where(world, watcher.client_id) is None, TRUE_WITHIN_S)
-            print(f"gone from the registry after {time.monotonic() - began_s:.1f} s")
+    async with (
+        OwnGateway(world.platform, "silent-1") as gateway,
+        Wire(port=gateway.port) as wire,
+    ):
+        watcher = await world.watch("acme", "ann", url=f"ws://127.0.0.1:{wire.port}/ws/1")
+        await watcher.subscribe("s", table)
+        await watcher.until(lambda: where(world, watcher.client_id) == "silent-1")
+        wire.freeze()
+        began_s = time.monotonic()
+        await gone(watcher, lambda: where(world, watcher.client_id) is None)
+        print(f"gone from the registry after {time.monotonic() - began_s:.1f} s")
 
 
-async def test_a_peer_that_takes_nothing_any_more(world: World) -> None:
+async def has_a_client_that_takes_nothing_any_more(world: World) -> None:
     """Its socket's buffers are full, so neither a ping nor the close gets through."""
     table = make(world)
     settings = {"WINDOW_BYTES": "50000000", "BACKLOG_BYTES": "100000000", "ACK_TIMEOUT_S": "600"}
-    with OwnGateway(world.platform, "stuck-1", **settings) as gateway:
+    async with OwnGateway(world.platform, "stuck-1", **settings) as gateway:
         watcher = await world.watch("acme", "ann", url=gateway.url)
         await watcher.subscribe("s", table)
         await watcher.until(lambda: where(world, watcher.client_id) == "stuck-1")
@@ -104,6 +120,31 @@ async def test_a_peer_that_takes_nothing_any_more(world: World) -> None:
         began_s = time.monotonic()
         for number in range(30):
             world.run(f"INSERT INTO {table} VALUES ({number}, 'acme', repeat('x', 1000000))")
-        await watcher.until(lambda: where(world, watcher.client_id) is None, TRUE_WITHIN_S + 5)
+        await gone(watcher, lambda: where(world, watcher.client_id) is None, TRUE_WITHIN_S + 5)
         print(f"gone from the registry {time.monotonic() - began_s:.1f} s after it stopped reading")
         watcher.raw.socket.transport.resume_reading()
+
+
+STORIES = (
+    is_killed,
+    hangs_and_comes_back,
+    loses_a_connection_without_a_word,
+    has_a_client_that_takes_nothing_any_more,
+)
+
+
+@pytest.fixture(scope="module")
+async def told(platform: Platform) -> AsyncIterator[dict[str, asyncio.Task[None]]]:
+    """All stories at once: what they take is time-outs, half a minute each."""
+    world = World(platform)
+    tasks = {story.__name__: asyncio.create_task(story(world)) for story in STORIES}
+    yield tasks
+    for task in tasks.values():
+        task.cancel()
+    await asyncio.gather(*tasks.values(), return_exceptions=True)
+    await world.close()
+
+
+@pytest.mark.parametrize("story", [story.__name__ for story in STORIES])
+async def test_a_gateway(told: dict[str, asyncio.Task[None]], story: str) -> None:
+    await told[story]
