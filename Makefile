@@ -74,7 +74,7 @@ soak: $(VENV)/.runtime
 
 # Most tests wait for processes to die and come back, so a few of them share the processors well.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

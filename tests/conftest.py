@@ -6,12 +6,14 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import psycopg
 import pytest
 import redis
 from psycopg import sql
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 import waiting
 from cloudsync.dev.options import PlatformOptions
@@ -25,6 +27,7 @@ _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)
 _folder = pytest.StashKey[str]()
 _TOGETHER = ("stacks", "oracle")
+_FIRST = {"faults": 0, "stacks": 1, "oracle": 2}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,11 +46,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process ends long before another; faults not beside synthesis."""
+    items.sort(key=lambda item: _FIRST.get(item.path.parent.name, len(_FIRST)))
+
+
+class _Scheduling(LoadScopeScheduling):
     """What one process of several runs: a file, or all of a folder that shares what is dear to make."""
-    for item in items:
-        path = item.path.relative_to(item.config.rootpath)
-        group = path.parent if path.parent.name in _TOGETHER else path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name in _TOGETHER else file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """A module's platform is started once, not in each process that gets one of its tests."""
+    return _Scheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
