@@ -13,6 +13,7 @@ import pytest
 import redis
 
 import cloudsync
+from cloudsync.client import failures
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.feeds.keys import Keys, epoch_key
@@ -144,9 +145,11 @@ async def test_a_clock_jumps_ahead_and_back(world: World, clocks: Clocks, verb: 
 
 @pytest.mark.parametrize("hours", [3, -3])
 async def test_clients_come_back_to_a_gateway_with_another_clock(
-    world: World, clocks: Clocks, hours: int
+    world: World, clocks: Clocks, hours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By replay: the clock decides neither about the token nor about the cursor."""
+    # Refused a few times while the gateways start, a client would wait for up to half a minute.
+    monkeypatch.setitem(failures.backoff_s.__kwdefaults__, "cap_s", 2.0)
     names = [name for name in world.platform.processes if name.startswith("gateway")]
     async with Load(world) as load:
         await load.flows()

@@ -126,5 +126,5 @@ async def test_a_slot_lost_for_longer_than_changes_are_kept(world: World) -> Non
         report = await load.finish()
         account.note("slot lost for longer than changes are kept", report)
     assert (report.lost, report.reordered, report.write_errors) == (0, 0, 0)
-    assert world.epoch() != before
+    await eventually_async(lambda: world.epoch() != before, 10)  # Redis has it first
     await eventually_async(lambda: world.run("SELECT mode FROM cloudsync.relay_state") == [("live",)], 10)
