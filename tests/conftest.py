@@ -16,12 +16,12 @@ from psycopg import sql
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 import waiting
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.dev.valkey import EmbeddedValkey
 from faults import account
 from integration.path.world import World
+from platforms import private
 
 _TEMPLATE = "cloudsync_template"
 _numbers = itertools.count(1)
@@ -154,7 +154,7 @@ def redis_url(valkey: EmbeddedValkey) -> str:
 @pytest.fixture(scope="session")
 def platform() -> Iterator[Platform]:
     """Every process of a deployment, on a database of its own; shared, so use tables of your own."""
-    with Platform(PlatformOptions.private()) as running:
+    with private() as running:
         yield running
 
 

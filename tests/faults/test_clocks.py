@@ -21,6 +21,7 @@ from cloudsync.sharding import SHARDS
 from faults import account
 from faults.load import Load
 from integration.path.world import World
+from platforms import ending
 from waiting import eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -71,7 +72,7 @@ def clocks(tmp_path_factory: pytest.TempPathFactory) -> Clocks:
 
 @pytest.fixture(scope="module")
 def platform(clocks: Clocks) -> Iterator[Platform]:
-    with ShiftedPlatform(clocks) as running:
+    with ending(ShiftedPlatform(clocks)) as running:
         yield running
 
 

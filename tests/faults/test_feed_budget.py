@@ -10,13 +10,13 @@ import psutil
 import pytest
 import redis
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.feeds.keys import Keys
 from cloudsync.sharding import SHARDS
 from faults import account
 from faults.load import Load
 from integration.path.world import World, table_name
+from platforms import private
 from waiting import eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -27,7 +27,7 @@ BUDGET_BYTES = 2 * 1024 * 1024
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
     environment = {"CLOUDSYNC_FEED_BUDGET_BYTES": str(BUDGET_BYTES)}
-    with Platform(PlatformOptions.private(environment=environment)) as running:
+    with private(environment=environment) as running:
         yield running
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from faults import account
 from faults.load import Load, Report
 from integration.path.world import World
+from platforms import private
 from waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -27,7 +27,7 @@ TOLERANCE = 3.0
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with Platform(PlatformOptions.private(standby=True, gateways=2)) as running:
+    with private(standby=True, gateways=2) as running:
         yield running
 
 

@@ -16,12 +16,12 @@ import httpx
 import pytest
 import redis
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.valkey import EmbeddedValkey
 from faults import account
 from faults.load import Load, Report
 from integration.path.world import World, table_name
+from platforms import private
 from waiting import eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -36,7 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]
 
 @pytest.fixture(scope="module")
 def platform(server: EmbeddedValkey) -> Iterator[Platform]:
-    with Platform(PlatformOptions.private(redis_url=server.url)) as running:
+    patience = {"CLOUDSYNC_RELAY_PATIENCE_S": "0.5"}  # until it parks: each test waits for that
+    with private(redis_url=server.url, environment=patience) as running:
         yield running
 
 
@@ -169,12 +170,12 @@ async def test_the_relay_dies_while_it_parks_and_while_it_drains(
         await load.flows()
         server.stop()
         await until_parked(world)
-        world.run(f"INSERT INTO {ballast} SELECT n, 'acme' FROM generate_series(1, 60000) n")
-        await eventually_async(lambda: parked(world) > 10_000, 30)
+        world.run(f"INSERT INTO {ballast} SELECT n, 'acme' FROM generate_series(1, 30000) n")
+        await eventually_async(lambda: parked(world) > 5_000, 30)
         kill_relay(world)  # of one transaction, a part is parked
-        await eventually_async(lambda: parked(world) > 60_000, 60)
+        await eventually_async(lambda: parked(world) > 30_000, 60)
         server.start()
-        await eventually_async(lambda: parked(world) < 50_000, 30)
+        await eventually_async(lambda: parked(world) < 25_000, 30)
         kill_relay(world)
         left = parked(world)
         report = await finish(world, load, "down; the relay killed while it parks and drains")

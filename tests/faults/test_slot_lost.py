@@ -11,12 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from faults import account
 from faults.load import Load
 from integration.path.world import World
+from platforms import private
 from waiting import eventually, eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -31,7 +31,7 @@ def postgres_with_little_wal(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def platform(postgres_with_little_wal: EmbeddedPostgres) -> Iterator[Platform]:
-    with Platform(PlatformOptions.private(postgres_url=postgres_with_little_wal.url())) as running:
+    with private(postgres_url=postgres_with_little_wal.url()) as running:
         yield running
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from cloudsync.client import Document
-from cloudsync.dev.options import PlatformOptions
-from cloudsync.dev.platform import Platform
 from integration.path.world import World
 from integration.resolve.test_documents_path import connect, converged
+from platforms import private
 from waiting import eventually_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 async def test_a_gateway_is_killed_while_two_type(tmp_path: Path) -> None:
     """Every character is in the text once. What was under way is sent again, under its number."""
-    with Platform(PlatformOptions.private(gateways=2)) as platform:
+    with private(gateways=2) as platform:
         world = World(platform)
         world.run("CREATE TABLE notes (id integer PRIMARY KEY, tenant_id text DEFAULT 'acme', body text)")
         world.run("SELECT cloudsync.track('notes', columns => '{\"body\": \"ot\"}')")

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.keyring import Keyring
 from cloudsync.sync.cursor import Holder, open_cursor, seal_cursor
 from integration.gateway.test_coming_back import feeds
 from integration.gateway.traveller import Traveller, travelling
 from integration.path.world import World, table_name
+from platforms import private
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ _TRANSACTIONS = st.lists(st.tuples(st.lists(_CHANGES, min_size=1, max_size=4), s
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
     environment = {"CLOUDSYNC_HEARTBEAT_S": "0.2"}
-    with Platform(PlatformOptions.private(environment=environment)) as running:
+    with private(environment=environment) as running:
         yield running
 
 

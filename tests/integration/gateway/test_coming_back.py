@@ -15,7 +15,6 @@ import httpx
 import msgspec
 import pytest
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.state import ProcessStatus
 from cloudsync.events import Position
@@ -27,6 +26,7 @@ from cloudsync.sharding import SHARDS
 from cloudsync.sync.cursor import Holder, open_cursor, seal_cursor
 from integration.gateway.traveller import travelling
 from integration.path.world import World, table_name
+from platforms import private
 from waiting import eventually_async
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 def platform() -> Iterator[Platform]:
     """Two gateways that send their cursors often."""
     environment = {"CLOUDSYNC_HEARTBEAT_S": "0.2", "CLOUDSYNC_CANARY_INTERVAL_S": "0.5"}
-    with Platform(PlatformOptions.private(gateways=2, environment=environment)) as running:
+    with private(gateways=2, environment=environment) as running:
         yield running
 
 

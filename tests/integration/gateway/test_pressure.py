@@ -16,10 +16,10 @@ import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.protocol.codes import Close
 from integration.path.world import World, table_name
+from platforms import private
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -38,8 +38,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         "CLOUDSYNC_LATEST_AFTER_S": "0.5",
         "CLOUDSYNC_JWKS_URL": "http://127.0.0.1:9/keys",
     }
-    options = PlatformOptions.private(ephemeral=False, data=folder, environment=environment)
-    with Platform(options) as running:
+    with private(ephemeral=False, data=folder, environment=environment) as running:
         yield running
 
 

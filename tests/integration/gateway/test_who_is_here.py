@@ -12,16 +12,16 @@ import pytest
 import redis
 
 from cloudsync import client as cloudsync_client
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from integration.gateway.processes import OwnGateway
 from integration.path.world import Watcher, World, table_name
+from platforms import private
 from waiting import eventually_async
 
 
 @pytest.fixture(scope="module")
 def platform() -> Iterator[Platform]:
-    with Platform(PlatformOptions.private(gateways=2)) as running:
+    with private(gateways=2) as running:
         yield running
 
 

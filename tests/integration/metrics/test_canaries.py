@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import redis
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.errors import TokenRefused
 from cloudsync.feeds.keys import Keys, epoch_key
@@ -18,6 +17,7 @@ from cloudsync.keyring import Keyring
 from cloudsync.registry.topics import make_topic, tenant_tag
 from cloudsync.tokens import RESERVED_TENANT, TokenVerifier
 from integration.path.world import World
+from platforms import private
 from statsd import Agent
 from waiting import eventually_async
 
@@ -38,7 +38,7 @@ def platform(agent: Agent) -> Iterator[Platform]:
         "CLOUDSYNC_STATSD_PORT": str(agent.port),
         "CLOUDSYNC_CANARY_WRITE_S": "0.5",
     }
-    with Platform(PlatformOptions.private(environment=environment)) as running:
+    with private(environment=environment) as running:
         yield running
 
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from cloudsync.client import connect
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from integration.path.world import World, table_name
+from platforms import private
 from statsd import Agent
 from waiting import eventually_async
 
@@ -33,7 +33,7 @@ def platform(agent: Agent) -> Iterator[Platform]:
         "CLOUDSYNC_STATSD_PORT": str(agent.port),
         "CLOUDSYNC_CHECKSUM_INTERVAL_S": "0.05",
     }
-    with Platform(PlatformOptions.private(environment=environment)) as running:
+    with private(environment=environment) as running:
         yield running
 
 

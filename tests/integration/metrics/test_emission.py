@@ -9,10 +9,10 @@ from typing import Final
 import httpx
 import pytest
 
-from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
 from cloudsync.metrics.definitions import METRICS, PROCESS_TAG
 from integration.path.world import World, table_name
+from platforms import private
 from statsd import Agent, Received
 from waiting import eventually_async
 
@@ -56,7 +56,7 @@ def agent() -> Iterator[Agent]:
 @pytest.fixture(scope="module")
 def platform(agent: Agent) -> Iterator[Platform]:
     environment = {"CLOUDSYNC_STATSD_HOST": "127.0.0.1", "CLOUDSYNC_STATSD_PORT": str(agent.port)}
-    with Platform(PlatformOptions.private(environment=environment)) as running:
+    with private(environment=environment) as running:
         yield running
 
 
@@ -85,8 +85,8 @@ async def test_every_process_sends_what_it_knows_and_nothing_else(world: World, 
     for line in agent.received:
         _check(line)
     sent = b"".join(agent.datagrams)
-    for private in (_TENANT, _USER, table, watcher.client_id, "row-secret"):
-        assert private.encode() not in sent
+    for secret in (_TENANT, _USER, table, watcher.client_id, "row-secret"):
+        assert secret.encode() not in sent
     await _figures(agent)
 
 
