@@ -16,7 +16,7 @@ class Pool(AsyncConnectionPool[AsyncConnection[Any]]):
     between: of three dead ones a request that waits for two seconds fails.
     """
 
-    def __init__(self, conninfo: str, **options: Any) -> None:
+    def __init__(self, conninfo: str = "", **options: Any) -> None:
         super().__init__(conninfo, check=self._tried, **options)
 
     async def _tried(self, connection: AsyncConnection[Any]) -> None:

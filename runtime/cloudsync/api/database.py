@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool
 
 from cloudsync import logs
 from cloudsync.audit.journal import Journal
+from cloudsync.pool import Pool
 from cloudsync.sync.snapshot import SESSION_OPTIONS
 from cloudsync.tenants.directory import read_database_id
 from cloudsync.tenants.login import Login
@@ -32,7 +32,7 @@ class Database:
         self.database_id: str | None = None
         """Which database was found there last; `run` finds out."""
         self._journaling: asyncio.Task[None] | None = None
-        self._pool: AsyncConnectionPool[Any] = AsyncConnectionPool(
+        self._pool = Pool(
             connection_class=login.connection_class,
             kwargs={"connect_timeout": 2, "application_name": "cloudsync api", "options": SESSION_OPTIONS},
             min_size=1,
@@ -42,7 +42,6 @@ class Database:
             # An attempt that fails is given up soon, and the next request starts another: a database that
             # is back is found at once, not after the pool's minutes of backing off.
             reconnect_timeout=2,
-            check=AsyncConnectionPool.check_connection,
             open=False,
             name="api",
         )

@@ -15,11 +15,10 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import psycopg
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 from redis.exceptions import RedisError
 
 from cloudsync import logs
@@ -43,6 +42,7 @@ from cloudsync.gateway.watermark import Horizons, Watermark, read_beginning, rea
 from cloudsync.gateway.writes import Writes
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import until_one_fails
+from cloudsync.pool import Pool
 from cloudsync.protocol.codes import CLOSE_MEANINGS, Close
 from cloudsync.protocol.messages import Error, Heartbeat, Hello
 from cloudsync.registry import clients
@@ -114,11 +114,10 @@ class Gateway:
             hold_bytes=settings.backlog_bytes,
             receipts=self._receipts,
         )
-        self.pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+        self.pool = Pool(
             min_size=1,
             max_size=settings.snapshots_at_once + 4,
             open=False,
-            check=AsyncConnectionPool.check_connection,  # after a fail-over those that lie here are dead
             kwargs={"autocommit": True, "application_name": "cloudsync-gateway", "options": SESSION_OPTIONS},
             **login.pool_options,
         )
