@@ -133,13 +133,18 @@ class Outlet:
                     self._ring.note(shard, events)
 
     async def _make_room(self, feeds: FeedWriter) -> None:
-        """Redis is full: give up entries that have been routed, the oldest first."""
+        """Redis is full: give up entries that have been routed, the oldest first.
+
+        Where nothing can be given up yet, the next append that is refused tries again: routing goes on.
+        """
         gone = 0
         with contextlib.suppress(*UNAVAILABLE):
-            while not gone and self._room_bytes > _LEAST_ROOM_BYTES:
+            while not gone:
                 self._room_bytes = max(self._room_bytes // 2, _LEAST_ROOM_BYTES)
                 trimmed = await feeds.trim(keep_s=self._keep_s, budget_bytes=self._room_bytes)
                 gone = sum(count for count, _ in trimmed)
+                if self._room_bytes == _LEAST_ROOM_BYTES:
+                    break
         _log.error("Redis is full: feeds keep less", bytes_a_shard=self._room_bytes, entries_gone=gone)
 
     def _connect(self) -> Redis:

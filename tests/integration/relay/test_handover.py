@@ -344,32 +344,63 @@ async def test_no_connection_is_made_without_a_look_at_the_feeds(relay: Relay, s
     assert feeds(server)[0][-1] == Position(50, 1)
 
 
+LARGE = {"text": "x" * 200_000}
+ROOM_BYTES = 20_000_000
+
+
+async def nearly_fill(relay: Relay, server: redis.Redis) -> Keys:
+    """Redis has room for a hundred large events, of which it has one."""
+    await relay.take(make_event(10, row=LARGE))
+    used = int(server.info("memory")["used_memory"])  # type: ignore[index]
+    server.config_set("maxmemory", used + ROOM_BYTES)
+    return Keys("db1", relay.state.epoch or "")
+
+
+def route(relay: Relay, server: redis.Redis, keys: Keys) -> None:
+    """Everything in the feed counts as routed."""
+    script = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], ARGV[1])"
+    server.eval(script, 1, keys.done(0), relay.state.tails[0].entry_id)
+
+
 async def test_a_full_redis_keeps_less_instead_of_stopping(
     relay: Relay, server: redis.Redis, database: str
 ) -> None:
     """Entries that are routed are kept for returning clients only: they give way to what is new."""
-    large = {"text": "x" * 200_000}
-    await relay.take(make_event(10, row=large))
-    keys = Keys("db1", relay.state.epoch or "")
-    used = int(server.info("memory")["used_memory"])  # type: ignore[index]
-    server.config_set("maxmemory", used + 20_000_000)
+    keys = await nearly_fill(relay, server)
     relay.drain()
 
-    async def route() -> None:
-        script = "#!lua flags=allow-oom\nreturn redis.call('SET', KEYS[1], ARGV[1])"
+    async def go_on() -> None:
         while True:
-            server.eval(script, 1, keys.done(0), relay.state.tails[0].entry_id)
+            route(relay, server, keys)
             await asyncio.sleep(0.01)
 
-    routing = asyncio.create_task(route())
+    routing = asyncio.create_task(go_on())
     for number in range(11, 300):  # 58 MB in all
-        await relay.take(make_event(number, row=large))
+        await relay.take(make_event(number, row=LARGE))
     await relay.live()
     await end(routing)
     assert relay.state.tails[0] == Position(299, 1)
-    assert 0 < server.xlen(keys.feed(0)) < 100  # type: ignore[operator]
+    assert 0 < server.xlen(keys.feed(0)) < 150  # type: ignore[operator]
     assert server.exists(keys.floor(0))
     assert rows(database) == 0
+
+
+async def test_a_full_redis_of_which_nothing_is_routed_yet_takes_events_once_something_is(
+    relay: Relay, server: redis.Redis
+) -> None:
+    keys = await nearly_fill(relay, server)
+    relay.drain()
+    for number in range(11, 150):
+        await relay.take(make_event(number, row=LARGE))
+    assert relay.handover.parked
+    failures = server.info("errorstats")["errorstat_OOM"]["count"]  # type: ignore[index]
+    await eventually_async(  # nothing could be given up, again and again
+        lambda: server.info("errorstats")["errorstat_OOM"]["count"] > failures + 5,
+        30,  # type: ignore[index]
+    )
+    route(relay, server, keys)
+    await relay.live()
+    assert relay.state.tails[0] == Position(149, 1)
 
 
 async def test_an_epoch_is_over_before_its_keys_go(
