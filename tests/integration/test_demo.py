@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 
 import psutil
+import psycopg
 import pytest
+from psycopg import sql
+from rich.console import Console
 
 from cloudsync.bench.target import child_environment
 from cloudsync.dev import demo
 from cloudsync.dev.demo import Watch
+from cloudsync.dev.platform import Platform
 from waiting import eventually
 
 pytestmark = pytest.mark.slow
@@ -28,12 +33,20 @@ def test_every_view_equals_sql(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_view_that_differs_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """On the tests' own platform: what differs is the question, not how it was started."""
     watches = {"filtered": (Watch("pgbench_tellers", {"tid": {"lte": 5}}, "tid <= 6"),)}
     monkeypatch.setattr(demo, "WATCHES", watches)
     monkeypatch.setattr(demo, "_CATCH_UP_S", 1.0)
-    assert demo.main(["--seconds", "1", "--rate", "20"]) == 1
+    console = Console(highlight=False, soft_wrap=True)
+    arguments = demo._parser().parse_args(["--seconds", "1", "--rate", "20"])
+    outcome = asyncio.run(demo._demonstrate(platform, arguments, console))
+    with psycopg.connect(platform.postgres_url(), autocommit=True) as connection:
+        for table in demo._TABLES:
+            connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(table)))
+    assert outcome.status == 1
+    demo._show(outcome, console)
     output = capsys.readouterr().out
     assert "6 rows in SQL: 1 missing" in output
     assert "A view does NOT equal SQL." in output

@@ -144,7 +144,7 @@ def test_an_unknown_scenario(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_outage(tmp_path: Path) -> None:
-    result = run(tmp_path, "outage", "--seconds", "6", "--clients", "2", "--rate", "100", "--no-fsync")
+    result = run(tmp_path, "outage", "--seconds", "4", "--clients", "2", "--rate", "200", "--no-fsync")
     metrics = check(
         result, "outage", "lost", "sent_again", "commit_p95_ratio", "drained_s", "slot_holds_most_mb"
     )
