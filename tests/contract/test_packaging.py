@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_carries_the_sql(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert "cloudsync/cli.py" in names
+    assert "cloudsync/cli/__init__.py" in names
     expected = {
         f"cloudsync/sql/{path.relative_to(_ROOT / 'sql').as_posix()}"
         for path in (_ROOT / "sql").rglob("*.sql")
