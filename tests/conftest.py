@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from hypothesis import settings
 from psycopg import sql
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -28,6 +29,11 @@ _numbers = itertools.count(1)
 _folder = pytest.StashKey[str]()
 _TOGETHER = ("stacks", "oracle")
 _FIRST = {"faults": 0, "stacks": 1, "oracle": 2}
+
+
+# A machine on which much else runs is slow: that is no fault of the example.
+settings.register_profile("cloudsync", deadline=None)
+settings.load_profile("cloudsync")
 
 
 def pytest_configure(config: pytest.Config) -> None:

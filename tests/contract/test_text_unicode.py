@@ -19,7 +19,7 @@ from unit.resolve.operations import chains, operations, rivals, texts
 pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm")
 
 Ask = Callable[..., Any]
-_EXAMPLES = settings(max_examples=400, deadline=None)
+_EXAMPLES = settings(max_examples=400)
 
 
 @pytest.fixture(scope="module")

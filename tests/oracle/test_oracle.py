@@ -49,7 +49,6 @@ def programs(draw: st.DrawFn, *, steps: int, faults: bool = False) -> Program:
 def within(examples: int, *, shrink: bool = True) -> settings:
     return settings(
         max_examples=examples,
-        deadline=None,
         phases=[Phase.explicit, Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
         print_blob=True,

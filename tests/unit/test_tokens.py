@@ -184,8 +184,9 @@ def test_published_keys_verify_both_algorithms(
     verifier = TokenVerifier(load(jwks_url=keyset.url))
     assert verifier.blocking
     for key, algorithm, key_id in ((rsa_key, "RS256", "r1"), (ec_key, "ES256", "e1")):
-        token = jwt.encode(claims(), key, algorithm=algorithm, headers={"kid": key_id})
-        assert verifier.verify(token) == Principal("acme", "ada", claims()["exp"])
+        claimed = claims()
+        token = jwt.encode(claimed, key, algorithm=algorithm, headers={"kid": key_id})
+        assert verifier.verify(token) == Principal("acme", "ada", claimed["exp"])
     assert keyset.fetches == 1
 
 

@@ -25,7 +25,7 @@ def test_nasty_values(db: Database) -> None:
 _text = st.text(st.characters(blacklist_characters="\x00", blacklist_categories=("Cs",)), max_size=30)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.one_of(_text, st.integers().map(str), st.from_regex(r"-?[0-9]{1,30}\n?", fullmatch=True)),

@@ -112,7 +112,7 @@ async def arrive(one: Traveller, table: str, keyring: Keyring) -> str:
 def test_any_history_from_any_cursor(platform: Platform) -> None:
     world = World(platform)
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(_TRANSACTIONS, _TRANSACTIONS, _TRANSACTIONS)
     def check(before: History, seen: History, missed: History) -> None:
         async def both_ways() -> None:

@@ -303,7 +303,7 @@ async def test_a_killed_gateway_costs_its_clients_nothing_but_a_replay(world: Wo
             await ann.connect()
             await ann.subscribe("all", table)
             await ann.subscribe("low", table, "n < 6", where={"n": {"lt": 6}})
-            await ann.new_cursor()
+        await asyncio.gather(*(ann.new_cursor() for ann in anns))
         for number in range(50):
             world.run(f"UPDATE {table} SET n = {number % 9}, v = 'u{number}' WHERE id = {number % 10 + 1}")
             if number == 20:

@@ -296,7 +296,7 @@ async def test_editors_and_sql_at_once(shop: Workshop) -> None:
     assert "merged" in outcomes
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(before=texts, after=texts, case=rivals(1))
 def test_postgresql_and_python_agree(
     shop: Workshop, before: str, after: str, case: tuple[str, list[ot.Operation]]

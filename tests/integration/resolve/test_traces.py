@@ -13,9 +13,9 @@ import traces
 from cloudsync.client import Document, Edit, TextEvent
 from cloudsync.dev.platform import Platform
 from integration.path.world import World
-from integration.resolve.test_documents_path import connect, converged, table, world
+from integration.resolve.test_documents_path import connect, converged, table
 
-__all__ = ["table", "world"]  # fixtures
+__all__ = ["table"]  # a fixture
 
 
 _WHOLE = "CLOUDSYNC_WHOLE_TRACES" in os.environ

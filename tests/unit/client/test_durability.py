@@ -176,7 +176,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @example([("connect", "replay"), ("write", "create", 3, 1), ("change", 3, None)])
 @given(st.lists(steps, max_size=60))
 def test_any_deliveries_losses_and_crashes_end_with_the_servers_rows(script: list[tuple[Any, ...]]) -> None:

@@ -162,7 +162,7 @@ def test_trim_says_how_much_waits_for_routing(feed: Feed) -> None:
     assert (feed.trim(budget_bytes=350), feed.waiting) == (0, 0)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 300), st.integers(0, 3000)), min_size=1, max_size=25),  # noqa: E501
     st.integers(0, 25), st.integers(0, 60_000), st.integers(0, 4000), st.sampled_from([0, 2000]),

@@ -177,7 +177,7 @@ STEP = st.lists(EVENT, min_size=1, max_size=8) | st.sampled_from(
 
 @pytest.mark.parametrize("mode", ["every", "latest", "batch"])
 @given(steps=st.lists(STEP, max_size=40), latest_after_s=st.sampled_from([0.0, 1e-4, 60.0]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whatever_the_pace_the_client_ends_with_the_rows(
     mode: Mode, steps: list[Any], latest_after_s: float
 ) -> None:

@@ -275,7 +275,7 @@ def test_each_value_against_each_value_of_its_type(sample: Sample, column: str) 
     agree(sample, forms)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(wheres(), min_size=8, max_size=16))
 def test_the_predicate_agrees_with_sql(sample: Sample, asked: list[dict[str, Any]]) -> None:
     check(sample, asked)

@@ -62,7 +62,7 @@ def hosted(number: int, where: tuple[Condition, ...]) -> HostedTopic:
     return HostedTopic(Topic(f"topic{number}", "acme", "public.t", where), {"gw"})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(filters, max_size=12), rows, rows, st.sampled_from([CREATE, UPDATE, DELETE]))
 def test_the_index_equals_brute_force(
     wheres: list[tuple[Condition, ...]], before: dict[str, Any], now: dict[str, Any], op: str

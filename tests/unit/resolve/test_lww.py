@@ -14,7 +14,7 @@ from cloudsync.resolve.lww import NEVER, ROW, Decision, History, Stamp, Write, b
 
 FIELDS = ("a", "b", "c")
 CLIENTS = ("c_ann", "c_bob", "c_cyd")
-many = settings(max_examples=int(os.environ.get("CLOUDSYNC_CONVERGENCE_RUNS", "100")), deadline=None)
+many = settings(max_examples=int(os.environ.get("CLOUDSYNC_CONVERGENCE_RUNS", "100")))
 
 
 class Edit(NamedTuple):
