@@ -170,9 +170,15 @@ def test_dev_is_deployed(cdk: CommandLine) -> None:
     assert open_ports == {80, 443}
 
 
+@pytest.fixture(scope="module")
+def updated(cdk: CommandLine, grown: Assembly) -> None:
+    """That was deployed next."""
+    deployed = cdk.deploy(str(grown.folder))
+    assert deployed.returncode == 0, deployed.stderr[-3000:]
+
+
+@pytest.mark.usefixtures("updated")
 def test_an_update_and_then_nothing_to_do(cdk: CommandLine, grown: Assembly) -> None:
-    updated = cdk.deploy(str(grown.folder))
-    assert updated.returncode == 0, updated.stderr[-3000:]
     (group,) = boto3.client("autoscaling").describe_auto_scaling_groups()["AutoScalingGroups"]
     assert group["MaxSize"] == _GATEWAYS["per_cell_at_most"]
     changes = {name for name, status in _statuses().items() if status == "UPDATE_COMPLETE"}
@@ -233,16 +239,20 @@ def _physical(stack: str, of_type: str, logical_id: str) -> set[str]:
     }
 
 
-def test_a_dedicated_tenant_comes_and_nothing_is_replaced(
-    cdk: CommandLine, changed: Callable[..., Assembly]
-) -> None:
+@pytest.fixture(scope="module")
+def before_acme(cdk: CommandLine, updated: None, changed: Callable[..., Assembly]) -> dict[str, Any]:
+    """A tenant with a database of its own was deployed behind that; what ran before."""
     before = _running()
     database = environments.load("dev").database.model_dump()
     acme = {"slug": "acme", "plan": "dedicated", "database": database}
     deployed = cdk.deploy(str(changed("dev", gateways=_GATEWAYS, tenants=(acme,)).folder))
     assert deployed.returncode == 0, deployed.stderr[-3000:]
+    return before
+
+
+def test_a_dedicated_tenant_comes_and_nothing_is_replaced(before_acme: dict[str, Any]) -> None:
     assert _statuses()["CloudSync-dev-Tenant-acme"] == "CREATE_COMPLETE"
-    assert _running() == before
+    assert _running() == before_acme
 
     migrated, attached = asked[1:]
     assert (migrated.properties["Phase"], migrated.properties["Digest"]) == ("pre", sql_digest())
@@ -295,13 +305,12 @@ def _events(stack: str) -> list[Any]:
     return events
 
 
-def test_a_dedicated_tenant_goes(cdk: CommandLine, grown: Assembly) -> None:
+def test_a_dedicated_tenant_goes(cdk: CommandLine, grown: Assembly, before_acme: dict[str, Any]) -> None:
     """As runbooks/add-a-tenant.md says: out of the settings, a deploy, then its stacks."""
-    before = _running()
     (login,) = _physical("Tenant-acme", "AWS::SecretsManager::Secret", "DatabaseServiceLogin")
     deployed = cdk.deploy(str(grown.folder))
     assert deployed.returncode == 0, deployed.stderr[-3000:]
-    assert _running() == before
+    assert _running() == before_acme
     assert _who_may_read(login) == _physical("Tenant-acme", "AWS::IAM::Role", "TaskExecutionRole")
 
     cloudformation = boto3.client("cloudformation")
