@@ -25,7 +25,7 @@ def _files(folder: Path) -> set[str]:
 
 def test_two_synths_are_equal_and_neither_needs_a_network(prod: Assembly, by_the_entry_point: Any) -> None:
     """One in this process; the other by `app.py`, without a network, checked by cdk-nag and by CDK itself."""
-    said, _ = by_the_entry_point.process.communicate(timeout=90)
+    said, _ = by_the_entry_point.process.communicate(timeout=100)
     assert (by_the_entry_point.process.returncode, said) == (0, "")
     names = _files(prod.folder)
     assert names == _files(by_the_entry_point.folder)
