@@ -65,7 +65,9 @@ def _stand_in(of_type: str) -> type[CloudFormationModel]:
         __module__ = "moto.stoodin.models"  # moto takes the service's name from here
 
         def __init__(self, name: str) -> None:
-            self._arn = f"arn:aws:stoodin:{REGION}:{ACCOUNT}:{name}"
+            service = "secretsmanager" if of_type == "AWS::SecretsManager::Secret" else "stoodin"
+            kind = "secret:" if service == "secretsmanager" else ""  # the runtime reads such an ARN
+            self._arn = f"arn:aws:{service}:{REGION}:{ACCOUNT}:{kind}{name}"
 
         @staticmethod
         def cloudformation_name_type() -> str:

@@ -26,6 +26,7 @@ import boto3
 from botocore.exceptions import ClientError
 
 from assembly import Assembly
+from cloudsync.tenants.reference import parse
 from process_needs import NEEDS
 from simulated_account import ACCOUNT, REGION, asked, served_account
 from stacks import environments
@@ -267,12 +268,12 @@ def test_a_dedicated_tenant_comes_and_nothing_is_replaced(before_acme: dict[str,
     }
     (of_tenant,) = (hosts[name] for name in _physical("Tenant-acme", "AWS::RDS::DBInstance", "Database"))
     (shared,) = (hosts[name] for name in _physical("Data", "AWS::RDS::DBInstance", "Database"))
-    assert of_tenant in attached.properties["Database"]
     assert shared in told["CLOUDSYNC_POSTGRES_URL"], "it is the shared database that is told"
 
     # By then everybody has the right to log in, and the way.
     (login,) = _physical("Tenant-acme", "AWS::SecretsManager::Secret", "DatabaseServiceLogin")
-    assert attached.properties["Database"].endswith(f"&password_secret={login}")
+    reference = parse(attached.properties["Database"])  # as the runtime reads it
+    assert (reference.secret, reference.place) == (login, (of_tenant, "5432", "cloudsync"))
     roles = _physical("Cell-1", "AWS::IAM::Role", "HostRole") | _physical(
         "Services", "AWS::IAM::Role", "(General|Publisher|Api)Role"
     )

@@ -96,4 +96,4 @@ def test_the_image_is_made_of_the_runtime_alone(prod: Assembly) -> None:
     }  # fmt: skip
     names = {path.name for path in context.rglob("*")}
     assert not names & {"__pycache__", "node_modules", ".venv", ".git", ".cloudsync"}
-    assert {"cli.py", "rds.pem", "schema.sql", "aws.lock"} <= names
+    assert {"pool.py", "rds.pem", "schema.sql", "aws.lock"} <= names
