@@ -55,7 +55,7 @@ class Journal:
         if len(self._queue) >= self._limit:
             self._lost += 1
         else:
-            self._queue.append(record)
+            self._queue.append(_writable(record))
         self._arrived.set()
 
     async def run(self) -> None:
@@ -96,6 +96,16 @@ class Journal:
         await self._writer.write(self._batch)
         self._batch = []
         self._wrote = True
+
+
+def _writable(record: Record) -> Record:
+    """As PostgreSQL can store it: clients name ids and tables, and one it refuses would hold up the rest."""
+    strange = {
+        name: text.replace("\0", "\ufffd")
+        for name in ("tenant", "user", "client", "table")
+        if (text := getattr(record, name)) is not None and "\0" in text
+    }
+    return msgspec.structs.replace(record, **strange) if strange else record
 
 
 def open_journal(settings: Settings, login: Login, keyring: Keyring, *, role: str) -> Journal | None:

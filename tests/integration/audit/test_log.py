@@ -226,6 +226,21 @@ async def test_a_journal_waits_for_the_database_and_says_what_it_lost(database: 
     assert look(database).faults == []
 
 
+async def test_what_postgresql_cannot_store_holds_up_nothing(database: str) -> None:
+    """Ids and tables are what a client says they are: one `hello` must not end a gateway's audit."""
+    journal = Journal(ChainWriter(Login(as_role(database)), key=KEY, role="test"))
+    running = asyncio.create_task(journal.run())
+    journal.note(Record(kind="client.refused", tenant="acme", user="ann", client="c_\0", table="\0"))
+    journal.note(noted(1))
+    query = "SELECT client_id, table_name FROM cloudsync.audit_log WHERE user_id IN ('ann', 'u1') ORDER BY 1"
+    await eventually_async(lambda: len(run(database, query)) == 2)
+    assert run(database, query) == [("c_\ufffd", "\ufffd"), (None, None)]
+    running.cancel()
+    await asyncio.wait([running])
+    await journal.close()
+    assert look(database).faults == []
+
+
 async def test_export_is_json_lines_of_a_tenant_and_a_time(database: str, writer: ChainWriter) -> None:
     await writer.write([noted(1), noted(2, "umbrella")])
     middle = datetime.now(UTC)
