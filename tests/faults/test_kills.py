@@ -117,7 +117,8 @@ async def test_a_process_is_killed(world: World, who: str) -> None:
     report = await harm(world, who)
     assert report.write_errors == 0
     assert report.recovered_s is not None
-    assert report.recovered_s <= (2.0 if who == "routing child" else 5.0 * TOLERANCE)
+    # Celery by itself notices a child's death after five seconds.
+    assert report.recovered_s <= (4.0 if who == "routing child" else 5.0 * TOLERANCE)
     if not who.startswith("gateway"):
         assert (report.reconnects, report.snapshots) == (0, 0)
     ((gaps,),) = world.run("SELECT count(*) FROM cloudsync.audit_log WHERE kind = 'audit.gap'")
