@@ -114,7 +114,7 @@ class Client:
         self._loop = asyncio.get_running_loop()
         if self._store_path is not None:
             self._open_store(self._store_path)
-        self._session.on_edit = self._edited
+        self._session.outbox.on_edit = self._edited
         self._session.decided = self._decide
         self._session.wake = self._send
         self._first: asyncio.Future[None] = self._loop.create_future()
@@ -289,12 +289,12 @@ class Client:
     @property
     def pending(self) -> int:
         """How many changes wait to be confirmed."""
-        return len(self._session.writes.changes)
+        return len(self._session.outbox.writes.changes)
 
     @property
     def pending_changes(self) -> list[Change]:
         """The changes that wait to be confirmed, in order, those of earlier processes first."""
-        return list(self._session.writes.changes.values())
+        return list(self._session.outbox.writes.changes.values())
 
     def on_rejected(self, callback: Callable[[Change], object]) -> None:
         """Call `callback` with every change that the server rejects (`change.error` says why)."""

@@ -20,8 +20,8 @@ from websockets.http11 import Request, Response
 from sync_server import SyncServer
 
 EVERYTHING = [
-    "change", "connection", "journal", "link", "overlay", "replica", "session", "store", "subscription",
-    "view", "writes",
+    "change", "connection", "journal", "link", "outbox", "overlay", "replica", "session", "store",
+    "subscription", "view", "writes",
 ]  # fmt: skip
 KILLED = -9
 POINTS = 30

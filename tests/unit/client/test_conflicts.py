@@ -152,7 +152,7 @@ def test_what_is_no_decision_uses_no_number(choice: Choice, values: Any) -> None
     desk.send(**detected())
     with pytest.raises(RequestError):
         desk.open[0].resolve(choice, values)
-    assert desk.session.writes.next_number == 2
+    assert desk.session.outbox.writes.next_number == 2
     assert desk.open[0].resolution is None
 
 

@@ -50,7 +50,7 @@ class Device:
 
     def note(self) -> None:
         """Right after a commit: the file says what memory says."""
-        for number, change in self.session.writes.changes.items():
+        for number, change in self.session.outbox.writes.changes.items():
             assert number in {known for known, _ in self.store.changes()}, change
         for subscription in self.session.subscriptions.values():
             stored = {s.id: s for s in self.store.subscriptions()}[subscription.id]
@@ -94,9 +94,11 @@ class Device:
         """The application sees its own changes on top of what is confirmed, and nothing else."""
         if not self.view.complete:
             return
-        unseen = [c for c in self.session._confirmed if self.view.overlay._until.get(c.number) is not None]
+        unseen = [
+            c for c in self.session.outbox._confirmed if self.view.overlay._until.get(c.number) is not None
+        ]
         rows = dict(self.view.replica.rows)
-        for change in (*unseen, *self.session.writes.changes.values()):
+        for change in (*unseen, *self.session.outbox.writes.changes.values()):
             place = (change.key["id"],)
             if change.op == "delete":
                 rows.pop(place, None)
@@ -199,7 +201,7 @@ def test_any_deliveries_losses_and_crashes_end_with_the_servers_rows(script: lis
                     client.crash()
                 case "reset":
                     server.reset()
-                case "write" if client.session.writes.next_number:
+                case "write" if client.session.outbox.writes.next_number:
                     client.write(*arguments)
                 case "busy":
                     server.busy += 1
@@ -220,7 +222,7 @@ def test_any_deliveries_losses_and_crashes_end_with_the_servers_rows(script: lis
         client.take(10_000)
         assert shown(client.view) == server.rows
         assert client.session.caught_up
-        assert not client.session.writes.changes
+        assert not client.session.outbox.writes.changes
         assert set(server.answers) == {change.number for change in client.written}, "each was judged"
         numbers = [number for _, number in server.applied]
         assert len(set(numbers)) == len(numbers), "none was applied twice"

@@ -127,7 +127,7 @@ class Person:
         if self.store is None:
             self.session.issued(self.name)
         self.subscription = self.session.subscribe("t", None, None)
-        self.session.on_edit = lambda: self.session.send_edits(0.0)
+        self.session.outbox.on_edit = lambda: self.session.send_edits(0.0)
 
     def _commit_or_die(self, batch: Any, *, durable: bool = False) -> None:
         if self.dies_in == 0:

@@ -185,7 +185,7 @@ def test_what_cannot_be_a_change_is_refused_and_uses_no_place(
 ) -> None:
     with pytest.raises(RequestError, match=why):
         peer.session.write("update", "t", key, values, now_s=0)
-    assert not peer.session.writes.changes
+    assert not peer.session.outbox.writes.changes
     assert peer.shown == {1: "one", 2: "two"}
 
 
@@ -194,12 +194,12 @@ def test_a_change_that_the_server_would_not_take_in_is_refused() -> None:
     peer.connect(limits={"inbound_frame_bytes": 500})
     with pytest.raises(LimitReached, match="takes 500"):
         peer.write("update", 1, a="x" * 500)
-    assert not peer.session.writes.changes
+    assert not peer.session.outbox.writes.changes
 
 
 def test_numbers_of_a_client_id_that_was_given_are_asked_of_the_server() -> None:
     peer = Peer()
-    peer.session.writes.next_number = 0
+    peer.session.outbox.writes.next_number = 0
     peer.connect()
     with pytest.raises(RequestError, match="which numbers"):
         peer.write("update", 1, a="x")
@@ -404,8 +404,8 @@ def test_what_the_server_cannot_judge_now_is_repeated_from_there(peer: Peer, cod
     assert [f["id"] for f in peer.tick(60)] == [2, 3]
     peer.confirm(2, 2)
     peer.confirm(3, 1, "already_applied")
-    assert not peer.session.writes.changes
-    assert peer.session.writes.due_s is None
+    assert not peer.session.outbox.writes.changes
+    assert peer.session.outbox.writes.due_s is None
 
 
 def test_a_change_that_makes_the_server_fail_is_given_up_at_last(peer: Peer) -> None:
@@ -426,7 +426,7 @@ def test_a_server_that_takes_no_changes_says_so(peer: Peer) -> None:
     settled, _ = peer.refuse(1, "not_supported")
     assert settled.error.code == "not_supported"
     assert peer.shown[1] == "one"
-    assert not peer.session.writes.changes
+    assert not peer.session.outbox.writes.changes
 
 
 # The promise
@@ -438,7 +438,7 @@ async def test_who_awaits_a_change_hears_its_outcome(peer: Peer) -> None:
     await asyncio.sleep(0)
     peer.send(type="change.confirmed", id=1, outcome="merged", version=9, fields=["a"])
     peer.send(type="change.rejected", id=2, code="forbidden", message="Not yours.")
-    peer.session.writes.fail(Closed())
+    peer.session.outbox.writes.fail(Closed())
     answer, rejection, closed = await asyncio.gather(*waiting, return_exceptions=True)
     assert (answer.outcome, answer.version, answer.fields) == ("merged", 9, ["a"])
     assert isinstance(rejection, ChangeRejected)
@@ -467,7 +467,7 @@ def test_changes_outlive_the_process_with_their_numbers_and_times(tmp_path: Path
     written = [peer.write("update", 1, a="x"), peer.write("create", 5, a="y", n=3), peer.write("delete", 1)]
     store._database.close()  # no word of farewell
     again = Peer(opened(tmp_path / "client.db"))
-    assert [vars_of(change) for change in again.session.writes.changes.values()] == [
+    assert [vars_of(change) for change in again.session.outbox.writes.changes.values()] == [
         vars_of(change) for change in written
     ]
     assert again.shown == {5: "y"}
@@ -479,8 +479,8 @@ def test_changes_outlive_the_process_with_their_numbers_and_times(tmp_path: Path
     again.session.save()
     again.session._journal.store._database.close()  # type: ignore[union-attr]
     third = Peer(opened(tmp_path / "client.db"))
-    assert list(third.session.writes.changes) == [2, 3, 4]
-    assert third.session.writes.changes[3].base_version == 5, "upon the first one's version"
+    assert list(third.session.outbox.writes.changes) == [2, 3, 4]
+    assert third.session.outbox.writes.changes[3].base_version == 5, "upon the first one's version"
     third.session._journal.store.close()  # type: ignore[union-attr]
 
 

@@ -92,7 +92,7 @@ class Client:
         self.session = Session()
         self.session.issued(name)
         offset_ms = chance.randint(-3, 3)
-        self.session.writes.clock = HybridClock(wall_ms=lambda: 2000 + offset_ms)
+        self.session.outbox.writes.clock = HybridClock(wall_ms=lambda: 2000 + offset_ms)
         self.view = self.session.subscribe("t", None, None)
         self.now_s = 0.0
         self.connected = False
@@ -211,9 +211,9 @@ def run(seed: int) -> None:
         row = client.view.rows.get(("1",))
         expected = None if server.table.row is None else {"id": "1", **server.table.row}
         assert row == expected, (seed, client.name, row, expected)
-        assert not client.session.writes.changes, (seed, client.name)
+        assert not client.session.outbox.writes.changes, (seed, client.name)
         numbers = len(server.answers[client.name])
-        assert client.session.writes.next_number == numbers + 1, "a change was lost or made twice"
+        assert client.session.outbox.writes.next_number == numbers + 1, "a change was lost or made twice"
 
 
 def test_three_clients_end_with_the_servers_row() -> None:
