@@ -126,10 +126,9 @@ async def test_a_place_lost_before_the_first_watermark_costs_no_resync(
         gateway.connections.add(client)
         gateway.subscriptions.subscribe(client, Subscribe("s", "t"))
         await eventually_async(lambda: any(frame.get("last") for frame in sent))
-        before = server.get(KEYS.token("gw-1"))
+        seen, before = len(sent), server.get(KEYS.token("gw-1"))
         server.delete(KEYS.token("gw-1"))
         await eventually_async(lambda: server.get(KEYS.token("gw-1")) not in (None, before))
-        seen = len(sent)
         await eventually_async(lambda: any(frame.get("last") for frame in sent[seen:]))
         assert not any(frame["type"] == "subscription.reset" for frame in sent)
 
