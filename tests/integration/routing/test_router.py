@@ -179,7 +179,7 @@ async def test_two_routers_share_the_shards_and_a_killed_ones_are_taken_over(
     await eventually_async(lambda: not two.alive)
     assert isinstance(two.error, AttributeError)
     await eventually_async(lambda: all_done(blocking, keys), 10)
-    assert one.shards == 16
+    await eventually_async(lambda: one.shards == 16)  # once the dead one's place has expired
     found = delivered_positions(deliveries(blocking, keys, KEYRING, "gw1"), topic().id)
     assert sorted(set(found)) == [Position(n, s + 1) for n in range(10, lsn + 1, 10) for s in range(16)]
 
