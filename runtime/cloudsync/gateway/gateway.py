@@ -175,6 +175,7 @@ class Gateway:
                 endless.append(self.journal.run())
             await until_one_fails(*endless)
         finally:
+            self.database_id = None  # nobody else is handed over to what ends
             for connection in list(self.connections):
                 self._send_elsewhere(connection)
             await self.subscriptions.stop()
@@ -317,6 +318,10 @@ class Gateway:
                 if first:
                     _log.info("waiting for the relay to begin")
                 return
+            if not self._is_sure():
+                # The process has this id in the registry of that database already, for whoever's it is: two
+                # with one id would take each other's place for ever.
+                return
             await self._register(keys)
         elif await self._current_keys() != self.keys or not await self._registration.beat():
             raise Lost("reaped, a new epoch, or Redis is another server now")
@@ -404,6 +409,8 @@ class Gateway:
         assert self._registration is not None  # noqa: S101 - a stream exists only when registered
         assert self.keys is not None  # noqa: S101
         while True:
+            if not self._is_sure():
+                raise Lost("the database is another one's")
             settling = self.subscriptions.unsettled()
             watermark = await self._read_watermark(stream)
             if not await self._registration.beat():

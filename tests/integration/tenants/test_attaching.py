@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -68,6 +69,10 @@ async def _at_home(sites: Sites, tenant: str, text: str | None) -> None:
         return bool(found)
 
     await eventually_async(registered, 20)
+
+
+def _gateway_log(sites: Sites) -> Path:
+    return sites.platform.logs / f"{next(n for n in sites.platform.processes if 'gateway' in n)}.log"
 
 
 async def watch(sites: Sites, tenant: str, user: str) -> Watcher:
@@ -234,6 +239,8 @@ async def test_a_reference_that_leads_nowhere_leads_nowhere_else(sites: Sites) -
     """Neither one that is no reference, nor one where nobody listens, nor one that is the shared database."""
     table = sites.table()
     sites.shared.run(f"INSERT INTO {table} VALUES (1, 'guest', 'of the shared database')")
+    logs = _gateway_log(sites)
+    before = logs.read_text().count("lost its place")
     known = await asyncio.to_thread(sites.shared.new_client_id, "guest", "ann")
     shared = urlsplit(sites.platform.postgres_url("cloudsync_service"))
     for text in (
@@ -272,12 +279,16 @@ async def test_a_reference_that_leads_nowhere_leads_nowhere_else(sites: Sites) -
         findings = json.loads(await sites.command("doctor", "--json", status=1))
         failed = {each["subject"] for each in findings if each["state"] == "failure"}
         assert failed & {"tenants.reach", "tenants.identity"}
+    assert "it is that of the shared database" in logs.read_text()
+    assert logs.read_text().count("lost its place") == before, "whose database it is was disturbed"
 
 
 async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
     """The second name of a database serves nobody; who has had it goes on."""
+    logs = _gateway_log(sites)
     await attach(sites, reference(sites))
     guest = await watch(sites, "guest", "ann")
+    before = logs.read_text().count("lost its place")
     with psycopg.connect(sites.shared.url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO cloudsync.tenants (id, name, plan, database)"
@@ -286,7 +297,6 @@ async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
         )
     try:
         client_id = await asyncio.to_thread(sites.of["guest"].new_client_id, "guest", "bob")
-        logs = sites.platform.logs / f"{next(n for n in sites.platform.processes if 'gateway' in n)}.log"
         await eventually_async(lambda: "it is that of the tenant guest" in logs.read_text(), 20)
         for _ in range(10):
             with pytest.raises(Exception, match="again"):
@@ -297,6 +307,7 @@ async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
                 )
         assert guest.closed is None
         assert logs.read_text().count("it is that of the tenant guest") == 1
+        assert logs.read_text().count("lost its place") == before, "whose database it is was disturbed"
     finally:
         sites.shared.run("DELETE FROM cloudsync.tenants WHERE id = 'double'")
 
