@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import psycopg
@@ -27,6 +29,8 @@ _NOTICED: Final = {
     "tcp_user_timeout": "15000",
 }
 """A server that falls silent is noticed within seconds: it must hold nobody up who also serves others."""
+
+T = TypeVar("T")
 
 _log = logs.get("tenants")
 
@@ -84,7 +88,7 @@ class Login:
                 try:
                     return await super().connect(await login._complete_async(), **options)
                 except psycopg.OperationalError:
-                    if login._secret is None or not await asyncio.to_thread(login._changed):
+                    if login._secret is None or not await login._secret.elsewhere(login._changed):
                         raise
                     return await super().connect(await login._complete_async(), **options)
 
@@ -96,7 +100,7 @@ class Login:
         return make_conninfo(self._conninfo, password=self._secret.read())
 
     async def _complete_async(self) -> str:
-        return self._conninfo if self._secret is None else await asyncio.to_thread(self._complete)
+        return self._conninfo if self._secret is None else await self._secret.elsewhere(self._complete)
 
     def _changed(self) -> bool:
         """Whether the password is another one than the one that was refused."""
@@ -112,6 +116,15 @@ class _Secret:
         self._client: Any = None
         self._password: str | None = None
         self._read_s = 0.0
+        self._thread = ThreadPoolExecutor(1, "password")
+
+    async def elsewhere(self, work: Callable[[], T]) -> T:
+        """Do what may read the secret in this one's own thread.
+
+        Whoever waits for AWS here must take no thread from the process's few, which check tokens and look
+        up hosts for every tenant.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def read(self) -> str:
         """The password. Raises PasswordUnavailable."""

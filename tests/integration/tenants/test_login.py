@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,12 @@ class Guarded:
         self._secrets = boto3.client("secretsmanager", region_name=_REGION)
         self.secret = self._secrets.create_secret(Name="Service", SecretString="{}")["ARN"]
 
+    @property
+    def url(self) -> str:
+        return self._server.url("cloudsync_service")
+
     def login(self) -> Login:
-        url = self._server.url("cloudsync_service")
-        return Login.of(parse(f"{url}?password_secret={self.secret}"))
+        return Login.of(parse(f"{self.url}?password_secret={self.secret}"))
 
     def write(self, text: str) -> None:
         self._secrets.put_secret_value(SecretId=self.secret, SecretString=text)
@@ -107,3 +113,28 @@ def test_a_secret_that_does_not_exist_is_a_server_that_is_away(guarded: Guarded)
     guarded.secret = guarded.secret.replace("secret:Service", "secret:Nothing")
     with pytest.raises(PasswordUnavailable, match="ResourceNotFoundException"):
         guarded.login().connect()
+
+
+async def test_secrets_that_do_not_come_keep_nobody_else_from_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """AWS takes the question and says nothing, and many connections wait for it."""
+    secret = f"arn:aws:secretsmanager:{_REGION}:123456789012:secret:Silent"
+    silent = Login.of(parse(f"postgresql://cloudsync_service@localhost:1/x?password_secret={secret}"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with socket.create_server(("127.0.0.1", 0)) as aws:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{aws.getsockname()[1]}")
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(4))
+        waiting = [asyncio.create_task(silent.connect_async()) for _ in range(8)]
+        aws.setblocking(False)
+        asked, _ = await asyncio.wait_for(loop.sock_accept(aws), 10)
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 2) == "free"
+        finally:
+            for each in waiting:
+                each.cancel()
+            asked.close()
+            aws.close()
+            await asyncio.wait(waiting)
