@@ -52,6 +52,8 @@ class Login:
         """To a tenant's own database."""
         known = conninfo_to_dict(reference.url)
         missing = {name: value for name, value in _NOTICED.items() if name not in known}
+        # Or libpq would take PGPASSWORD, that of the shared database, and offer it to this server.
+        missing["password"] = ""
         return cls(make_conninfo(reference.url, **missing), reference.secret, one_of_many=True)
 
     def connect(self, **options: Any) -> Connection[Any]:

@@ -115,6 +115,16 @@ def test_a_secret_that_does_not_exist_is_a_server_that_is_away(guarded: Guarded)
         guarded.login().connect()
 
 
+def test_a_database_without_a_secret_is_not_offered_the_shared_ones_password(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded.rotate("of the shared one")
+    monkeypatch.setenv("PGPASSWORD", "of the shared one")
+    monkeypatch.setenv("PGPASSFILE", "/nowhere")
+    with pytest.raises(psycopg.OperationalError, match="no password supplied"):
+        Login.of(parse(guarded.url)).connect().close()
+
+
 async def test_secrets_that_do_not_come_keep_nobody_else_from_a_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
