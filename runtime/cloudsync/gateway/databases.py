@@ -116,6 +116,12 @@ class Databases:
         except DatabaseAway:
             return False
 
+    def note(self, kind: str, principal: Principal, client_id: str, outcome: str) -> None:
+        """Leave an event to the audit of the principal's database alone; while that is away, to none."""
+        with contextlib.suppress(DatabaseAway):
+            gateway = self._dedicated.of(principal.tenant) or self.shared
+            gateway.note(kind, principal, client_id, outcome)
+
     def enter(self, connection: Connection) -> None:
         """A socket was opened: until its tenant is known the shared database's side looks after it."""
         self._give(connection, self.shared)

@@ -151,7 +151,7 @@ class WebSocketHandler:
             connection.close(Close.CLIENT_REVOKED, Error("unknown_client", str(refusal)))
             return None
         except TenantDisabled as refusal:
-            gateway.note(CLIENT_REFUSED, principal, hello.client_id[:100], TenantDisabled.code)
+            databases.note(CLIENT_REFUSED, principal, hello.client_id[:100], TenantDisabled.code)
             connection.close(Close.TENANT_DISABLED, Error(TenantDisabled.code, str(refusal)))
             return None
         except DatabaseAway as away:

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from cloudsync.client.raw import RawConnection
 from cloudsync.dev.options import PlatformOptions
 from cloudsync.dev.platform import Platform
-from cloudsync.errors import ClientRefused
+from cloudsync.errors import ClientRefused, TenantDisabled
 from cloudsync.protocol.codes import Close
 from integration.gateway.test_coming_back import ready
 from integration.gateway.traveller import travelling
@@ -319,6 +319,16 @@ async def test_a_dedicated_tenant_is_disabled_as_any_other(sites: Sites) -> None
     await guest.until(lambda: guest.closed, 10)
     assert guest.closed is not None
     assert guest.closed[0] == Close.TENANT_DISABLED
+    with pytest.raises(Exception, match="is disabled"):
+        await RawConnection.open(
+            sites.platform.gateway_urls[0],
+            token=sites.shared.token("guest", "refused"),
+            client_id="c_" + "x" * 22,
+        )
+    told = "SELECT outcome FROM cloudsync.audit_log WHERE user_id = 'refused' AND kind = 'client.refused'"
+    await eventually_async(lambda: any((*sites.of["guest"].run(told), *sites.shared.run(told))), 20)
+    assert sites.of["guest"].run(told) == [(TenantDisabled.code,)]
+    assert sites.shared.run(told) == []
     await sites.command("tenant", "enable", "guest")
     await sites.registers("guest")
     assert (await watch(sites, "guest", "ann")).closed is None
