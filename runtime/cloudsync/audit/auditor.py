@@ -66,6 +66,8 @@ class Auditor:
         self._keyring = keyring
         self._stopping = stopping
         self._writer = ChainWriter(login, key=chain_key(keyring), role="auditor")
+        self._told: str | None = None
+        """Why it cannot audit, as it was said: a tenant's database may be away for days."""
         self._heads_due_s = 0.0
         self._quoted_at = datetime.min.replace(tzinfo=UTC)
 
@@ -77,7 +79,10 @@ class Auditor:
                 try:
                     await self._session(client)
                 except (psycopg.Error, RedisError, OSError) as error:
-                    _log.warning("interrupted", reason=type(error).__name__, detail=str(error)[:200])
+                    reason = type(error).__name__
+                    if reason != self._told:
+                        _log.warning("interrupted", reason=reason, detail=str(error)[:200])
+                    self._told = reason
                     await self._writer.disconnect()
                 await asyncio.sleep(_STANDBY_S)
         finally:
@@ -131,6 +136,7 @@ class Auditor:
                 missing.append(gap("epoch", audited_up_to=str(newest), new_epoch=keys.epoch))
             # At once: what is lost with this epoch is to be missed even if nothing was written yet.
             await self._writer.write(missing, _progress(keys, audited))
+        self._told = None
         _log.info("auditing", database=keys.database_id, epoch=keys.epoch, writer=self._writer.name)
         return Collector(client, keys, self._keyring, audited)
 

@@ -12,8 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 import redis.asyncio
+import structlog
 
-from cloudsync.audit import collector
+from cloudsync.audit import auditor, collector
 from cloudsync.audit.auditor import Auditor
 from cloudsync.audit.chain import chain_key
 from cloudsync.audit.receipts import Receipts
@@ -116,13 +117,13 @@ def faults(url: str) -> list[Any]:
 async def auditing(database: str, redis_url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """An auditor at work; yields what kills it, wherever it is."""
     halt = False
-    auditor = Auditor(
+    working = Auditor(
         login=Login(database.replace("postgres@", "cloudsync_service@")),
         redis_url=redis_url,
         keyring=KEYRING,
         stopping=lambda: halt,
     )
-    task = asyncio.create_task(auditor.run())
+    task = asyncio.create_task(working.run())
 
     async def kill() -> None:
         while not task.done():  # a library may swallow a cancellation that meets the end of its own time-out
@@ -252,6 +253,25 @@ async def test_one_audits_and_the_other_takes_over(told: Told, database: str, re
             await told.route(1, 30)
             await eventually_async(lambda: len(changes(database)) == 3)
             assert len(_writers(database)) == 2
+
+
+async def test_a_database_that_is_away_is_said_once(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenant's may be for days, and others are audited by the same process."""
+    monkeypatch.setattr(auditor, "_STANDBY_S", 0.01)
+    attempts = 0
+
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal attempts
+        attempts += 1
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with structlog.testing.capture_logs() as lines:
+        async with auditing(f"postgresql://postgres@127.0.0.1:{port}/x?gssencmode=disable", redis_url):
+            await eventually_async(lambda: attempts >= 10)
+    server.close()
+    assert [line["event"] for line in lines] == ["interrupted"]
 
 
 def _writers(url: str) -> list[Any]:
