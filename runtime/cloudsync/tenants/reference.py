@@ -16,6 +16,7 @@ _SECRET: Final = "password_secret"  # noqa: S105 - a parameter's name
 _ARN: Final = re.compile(r"arn:[^:\s]+:secretsmanager:[a-z0-9-]+:\d{12}:secret:[^:\s]+\Z")
 _FORM: Final = f"postgresql://{ROLE}@HOST:PORT/DATABASE?sslmode=verify-full&{_SECRET}=ARN"
 _LENGTH: Final = 2000
+_PASSWORDS: Final = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 
 
 class DatabaseReference(NamedTuple):
@@ -50,7 +51,7 @@ def parse(text: str) -> DatabaseReference:
         known: dict[str, Any] = {**conninfo_to_dict(url)}
     except (psycopg.ProgrammingError, UnicodeError):
         raise _refused("libpq does not understand it") from None
-    if "password" in known or "sslpassword" in known:
+    if not known.keys().isdisjoint(_PASSWORDS):
         raise TenantRefused(
             "The reference has a password in it.",
             hint=f"Put it into a secret as its field `password`, and name that: {_SECRET}=ARN.",

@@ -59,6 +59,8 @@ def test_what_is_wrong_is_said(text: str, reason: str) -> None:
         "postgresql://cloudsync_service:hunter2@h/d",
         f"{_URL}?password=hunter2",
         f"{_URL}?sslpassword=hunter2",
+        f"{_URL}?oauth_client_secret=hunter2",
+        f"{_URL}?scram_client_key=hunter2",
         f"{_URL}?pass%77ord=hunter2",
     ],
 )
