@@ -51,13 +51,13 @@ def router() -> APIRouter:
         after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
         limit: Annotated[int, Query(ge=1, le=_MOST)] = manual.PAGE,
     ) -> Response:
-        page = await served.database(
-            principal,
+        database = await served.database(principal)
+        page = await database.transact(
             _alone(
                 lambda connection, catalog: manual.open_conflicts(
                     connection, catalog, principal, table=table, after=after, limit=limit
                 )
-            ),
+            )
         )
         conflicts = [msgspec.structs.asdict(conflict) for conflict in page.conflicts]
         body = _encode({"conflicts": conflicts, "next": page.next})
@@ -76,20 +76,20 @@ def router() -> APIRouter:
     ) -> Resolved | JSONResponse:
         values = _decode(await request.body()).values
         decision = ResolveRequest(0, conflict_id, body.choice, values, body.base_version)
+        database = await served.database(principal)
         try:
-            answer = await served.database(
-                principal,
+            answer = await database.transact(
                 _alone(
                     lambda connection, catalog: manual.resolve(connection, catalog, principal, None, decision)
-                ),
+                )
             )
         except TryAgain:
             return failures.answer("unavailable")
         except RequestError as refusal:
-            served.note(CHANGE_REJECTED, principal, outcome=refusal.code)
+            database.note(CHANGE_REJECTED, principal, outcome=refusal.code)
             raise
         if isinstance(answer, ChangeRejected):
-            served.note(CHANGE_REJECTED, principal, outcome=answer.code)
+            database.note(CHANGE_REJECTED, principal, outcome=answer.code)
             return failures.answer(answer.code, answer.message)
         return Resolved(conflict_id=conflict_id, choice=body.choice, version=answer.version)
 

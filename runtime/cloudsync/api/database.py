@@ -9,11 +9,12 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from cloudsync import logs
-from cloudsync.audit.journal import Journal
+from cloudsync.audit.journal import Journal, note
 from cloudsync.pool import Pool
 from cloudsync.sync.snapshot import SESSION_OPTIONS
 from cloudsync.tenants.directory import read_database_id
 from cloudsync.tenants.login import Login
+from cloudsync.tokens import Principal
 
 POOL_TIMEOUT_S: Final = 2.0
 STATEMENT_TIMEOUT_S: Final = 2.0
@@ -45,7 +46,7 @@ class Database:
             open=False,
             name="api",
         )
-        self._leaving: set[asyncio.Future[Any]] = set()
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     async def start(self) -> None:
         await self._pool.open(wait=False)
@@ -53,12 +54,12 @@ class Database:
             self._journaling = asyncio.create_task(self.journal.run())
 
     async def stop(self) -> None:
+        if self._under_way:  # requests of a tenant that has left, which still have something to note
+            await asyncio.wait(self._under_way, timeout=POOL_TIMEOUT_S + STATEMENT_TIMEOUT_S)
         if self.journal is not None and self._journaling is not None:
             self._journaling.cancel()
             await asyncio.wait([self._journaling])
             await self.journal.close()
-        if self._leaving:
-            await asyncio.wait(self._leaving, timeout=2)
         await self._pool.close(timeout=2)
 
     async def run(self) -> None:
@@ -77,23 +78,29 @@ class Database:
     async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run one short transaction. Raises OperationalError or TimeoutError, never hangs."""
         task = asyncio.ensure_future(self._transaction(work))
+        self._under_way.add(task)
+        task.add_done_callback(self._left)
         try:
             done, _ = await asyncio.wait({task}, timeout=POOL_TIMEOUT_S + STATEMENT_TIMEOUT_S)
         finally:
             if not task.done():
                 # Cancelling asks the server to cancel, too, and a silent one would make the caller wait.
                 task.cancel()
-                self._leaving.add(task)
-                task.add_done_callback(self._left)
         if not done:
             raise TimeoutError
         return task.result()
+
+    def note(
+        self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None
+    ) -> None:
+        """Leave a security event to the audit of this database."""
+        note(self.journal, kind, principal, client_id, outcome=outcome)
 
     async def _transaction(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         async with self._pool.connection() as connection:
             return await work(connection)
 
     def _left(self, task: asyncio.Future[Any]) -> None:
-        self._leaving.discard(task)
+        self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # nobody waits for it any more
+            task.exception()  # nobody may wait for it any more

@@ -52,20 +52,19 @@ def public(settings: Settings) -> APIRouter:
     async def register(principal: Caller, served: Served, body: NewClient | None = None) -> ClientBody:
         wanted = body or NewClient()
         await served.look_again()
-        client = await served.database(
-            principal,
+        database = await served.database(principal)
+        client = await database.transact(
             lambda connection: clients.register(
                 connection, principal, name=wanted.name, platform=wanted.platform
-            ),
+            )
         )
-        served.note(CLIENT_REGISTERED, principal, client.client_id)
+        database.note(CLIENT_REGISTERED, principal, client.client_id)
         return ClientBody.model_validate(client)
 
     @router.get("/clients", summary="The caller's live clients")
     async def list_clients(principal: Caller, served: Served) -> ClientList:
-        found = await served.database(
-            principal, lambda connection: clients.list_clients(connection, principal)
-        )
+        database = await served.database(principal)
+        found = await database.transact(lambda connection: clients.list_clients(connection, principal))
         return ClientList(clients=[ClientBody.model_validate(client) for client in found])
 
     @router.delete(
@@ -75,12 +74,11 @@ def public(settings: Settings) -> APIRouter:
         responses=failures.documented("not_found", "bad_request"),
     )
     async def revoke(principal: Caller, served: Served, client_id: str) -> Response:
-        found = await served.database(
-            principal, lambda connection: clients.revoke(connection, principal, client_id)
-        )
+        database = await served.database(principal)
+        found = await database.transact(lambda connection: clients.revoke(connection, principal, client_id))
         if not found:
             return failures.answer("not_found", "You have no client with this id.")
-        served.note(CLIENT_REVOKED, principal, client_id)
+        database.note(CLIENT_REVOKED, principal, client_id)
         # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.
         await revocations.announce(served.redis, client_id)
         return Response(status_code=204)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 import psycopg
 import redis.asyncio
@@ -13,10 +12,10 @@ import redis.exceptions
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from cloudsync.api.database import Connection, Database
-from cloudsync.audit.journal import note, open_journal
+from cloudsync.api.database import Database
+from cloudsync.audit.journal import open_journal
 from cloudsync.audit.records import TOKEN_REFUSED
-from cloudsync.errors import DatabaseAway, TokenRefused
+from cloudsync.errors import TokenRefused
 from cloudsync.settings import Settings
 from cloudsync.tenants.dedicated import DedicatedDatabases
 from cloudsync.tenants.directory import TenantDirectory, read_special
@@ -26,7 +25,6 @@ from cloudsync.unlocking import open_keyring
 
 REDIS_TIMEOUT_S: Final = 2.0
 _LOOK_WITHIN_S: Final = 2.0
-T = TypeVar("T")
 _bearer = HTTPBearer(auto_error=False, bearerFormat="JWT", description="A token of the tenant's user.")
 
 
@@ -63,14 +61,14 @@ class Services:
         await self.redis.aclose()
         await self._shared.stop()
 
-    async def database(self, principal: Principal, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run one short transaction in the database of the principal's tenant.
+    async def database(self, principal: Principal) -> Database:
+        """The database of the principal's tenant, for one request: what it did is noted there, too.
 
         Raises DatabaseAway, OperationalError or TimeoutError; never hangs.
         """
         if not self.tenants.known:
             await self.tenants.refresh()
-        return await (self._dedicated.of(principal.tenant) or self._shared).transact(work)
+        return self._dedicated.of(principal.tenant) or self._shared
 
     async def look_again(self) -> None:
         """Read where tenants are, if that can be done: what is issued now in a place left is good nowhere."""
@@ -78,16 +76,9 @@ class Services:
             async with asyncio.timeout(_LOOK_WITHIN_S):
                 await self.tenants.refresh()
 
-    def note(
-        self, kind: str, principal: Principal | None, client_id: str | None = None, outcome: str | None = None
-    ) -> None:
-        """Leave a security event to the audit of the principal's database."""
-        journal = self._shared.journal
-        if principal is not None:
-            with contextlib.suppress(DatabaseAway):  # known for a request that was carried out
-                own = self._dedicated.of(principal.tenant)
-                journal = own.journal if own is not None else journal
-        note(journal, kind, principal, client_id, outcome=outcome)
+    def note_refused(self, outcome: str) -> None:
+        """Leave to the audit that a token was refused: it is no tenant's."""
+        self._shared.note(TOKEN_REFUSED, None, outcome=outcome)
 
     def _make(self, login: Login) -> Database:
         journal = None
@@ -140,7 +131,7 @@ async def caller(
         else:
             principal = served.verifier.verify(token)
     except TokenRefused as error:
-        served.note(TOKEN_REFUSED, None, outcome=error.code)
+        served.note_refused(error.code)
         raise
     served.tenants.admit(principal.tenant)
     return principal

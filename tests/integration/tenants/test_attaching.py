@@ -332,3 +332,22 @@ async def test_a_dedicated_tenant_is_disabled_as_any_other(sites: Sites) -> None
     await sites.command("tenant", "enable", "guest")
     await sites.registers("guest")
     assert (await watch(sites, "guest", "ann")).closed is None
+
+
+async def test_a_request_is_audited_where_it_was_carried_out(sites: Sites) -> None:
+    """Also if its tenant was detached meanwhile."""
+    await attach(sites, reference(sites))
+    own = sites.of["guest"]
+    told = "SELECT kind FROM cloudsync.audit_log WHERE user_id = 'late'"
+    with psycopg.connect(own.url) as holding:
+        holding.execute("LOCK TABLE cloudsync.clients IN SHARE ROW EXCLUSIVE MODE")
+        late = asyncio.create_task(asyncio.to_thread(sites.shared.new_client_id, "guest", "late"))
+        waiting = "SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'cloudsync.clients'::regclass"
+        await eventually_async(lambda: own.run(waiting))
+        sites.shared.run("UPDATE cloudsync.tenants SET plan = 'shared', database = NULL")
+        await _at_home(sites, "guest", None)
+    client_id = await late
+    assert own.run("SELECT client_id FROM cloudsync.clients WHERE user_id = 'late'") == [(client_id,)]
+    await eventually_async(lambda: any((*own.run(told), *sites.shared.run(told))), 20)
+    assert own.run(told) == [("client.registered",)]
+    assert sites.shared.run(told) == []
