@@ -279,7 +279,7 @@ async def test_a_reference_that_leads_nowhere_leads_nowhere_else(sites: Sites) -
         findings = json.loads(await sites.command("doctor", "--json", status=1))
         failed = {each["subject"] for each in findings if each["state"] == "failure"}
         assert failed & {"tenants.reach", "tenants.identity"}
-    assert "it is that of the shared database" in logs.read_text()
+    await eventually_async(lambda: "it is that of the shared database" in logs.read_text(), 20)
     assert logs.read_text().count("lost its place") == before, "whose database it is was disturbed"
 
 
