@@ -45,7 +45,7 @@ _SHAPES: Final = (
 )
 _KEYS: Final = 300
 _USERS_A_TENANT: Final = 10
-_WRITERS: Final = 16
+_WRITERS: Final = 24
 _JUDGE_EVERY_S: Final = 2.0
 _RECOVER_S: Final = 60.0
 _STRUCK_S: Final = 0.1
