@@ -22,7 +22,8 @@ from cloudsync.tenants.login import Login
 from cloudsync.tenants.reference import parse
 
 R = TypeVar("R")
-_LOCK_TIMEOUT: Final = "-c lock_timeout=5s"
+LOCK_TIMEOUT: Final = "-c lock_timeout=5s"
+"""A lock that is not given ends the work, not what waits behind it."""
 
 _log = logs.get("tenants")
 
@@ -96,7 +97,7 @@ class Visits(Generic[R]):
             if visited.login is None:
                 visited.login = Login.of(parse(visited.reference))
             with visited.login.connect(
-                autocommit=True, options=_LOCK_TIMEOUT, application_name=f"cloudsync {self._what}"
+                autocommit=True, options=LOCK_TIMEOUT, application_name=f"cloudsync {self._what}"
             ) as connection:
                 visited.found = self._work(connection)
             visited.found_s, visited.missed_s = time.monotonic(), None

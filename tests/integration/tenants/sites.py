@@ -12,7 +12,7 @@ import httpx
 from cloudsync.dev.platform import Platform
 from cloudsync.feeds.connection import connect
 from cloudsync.feeds.keys import Keys, epoch_key
-from integration.path.world import World, table_name
+from integration.path.world import Watcher, World, table_name
 from waiting import eventually_async
 
 LIVELY = {
@@ -75,6 +75,19 @@ class Sites:
                 return answer.status_code == 200
 
             await eventually_async(answers, 20)
+
+    async def watch(self, tenant: str, user: str, *, url: str | None = None) -> Watcher:
+        """A client that comes again as long as it is told to: not every database is served at once."""
+
+        async def connected() -> Watcher | None:
+            try:
+                return await self.shared.watch(tenant, user, url=url)
+            except Exception as error:
+                if "again" not in str(error):
+                    raise
+                return None
+
+        return await eventually_async(connected, 20)
 
     async def command(self, *words: str, world: World | None = None, status: int = 0) -> str:
         """What a command of the terminal prints about a database, by default the shared one."""

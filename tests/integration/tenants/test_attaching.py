@@ -21,7 +21,6 @@ from cloudsync.errors import ClientRefused, TenantDisabled
 from cloudsync.protocol.codes import Close
 from integration.gateway.test_coming_back import ready
 from integration.gateway.traveller import travelling
-from integration.path.world import Watcher
 from integration.tenants.sites import LIVELY, Sites
 from integration.tenants.test_dedicated import values
 from waiting import eventually_async
@@ -75,24 +74,10 @@ def _gateway_log(sites: Sites) -> Path:
     return sites.platform.logs / f"{next(n for n in sites.platform.processes if 'gateway' in n)}.log"
 
 
-async def watch(sites: Sites, tenant: str, user: str) -> Watcher:
-    """A client that comes again as long as it is told to."""
-
-    async def connected() -> Watcher | None:
-        try:
-            return await sites.shared.watch(tenant, user)
-        except Exception as error:
-            if "again" not in str(error):
-                raise
-            return None
-
-    return await eventually_async(connected, 20)
-
-
 async def test_attached_and_detached_while_the_platform_runs(sites: Sites) -> None:
     table = sites.table()
     processes = {name: status.pid for name, status in sites.platform.processes.items()}
-    other = await watch(sites, "other", "ann")
+    other = await sites.watch("other", "ann")
     await other.subscribe("s", table)
     async with travelling(sites.shared, "guest", "ann") as guest:
         await _patient(guest.connect)
@@ -193,7 +178,7 @@ async def _patient(connect):  # type: ignore[no-untyped-def]
 
 async def test_a_tenants_database_that_is_away_is_its_own_matter(sites: Sites) -> None:
     table = sites.table()
-    other = await watch(sites, "other", "ann")
+    other = await sites.watch("other", "ann")
     await other.subscribe("s", table)
     gateway, headers = (
         sites.platform.gateway_urls[0],
@@ -201,7 +186,7 @@ async def test_a_tenants_database_that_is_away_is_its_own_matter(sites: Sites) -
     )
     async with Wire(port=urlsplit(sites.shared.url).port or 0) as wire:
         await attach(sites, reference(sites, wire.port))
-        guest = await watch(sites, "guest", "ann")
+        guest = await sites.watch("guest", "ann")
         await guest.subscribe("s", table)
         for silent in (False, True):
             if silent:
@@ -220,7 +205,7 @@ async def test_a_tenants_database_that_is_away_is_its_own_matter(sites: Sites) -
                 assert answer.status_code == 503
                 assert (await caller.get("/readyz", timeout=20)).status_code == 200
             assert await asyncio.to_thread(ready, gateway)
-            newcomer = await watch(sites, "other", "newcomer")
+            newcomer = await sites.watch("other", "newcomer")
             sites.shared.run(f"INSERT INTO {table} VALUES ({1 + silent}, 'other', 'on time')")
             await newcomer.subscribe("s", table)
             await other.until(lambda n=1 + silent: len(other.subscriptions["s"].rows) == n, 5)
@@ -228,7 +213,7 @@ async def test_a_tenants_database_that_is_away_is_its_own_matter(sites: Sites) -
                 wire.thaw()
             else:
                 await wire.restore()
-            again = await watch(sites, "guest", "ann")
+            again = await sites.watch("guest", "ann")
             await again.subscribe("s", table)
             assert values(again) == {"arrives"}
         assert guest.closed is None
@@ -287,7 +272,7 @@ async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
     """The second name of a database serves nobody; who has had it goes on."""
     logs = _gateway_log(sites)
     await attach(sites, reference(sites))
-    guest = await watch(sites, "guest", "ann")
+    guest = await sites.watch("guest", "ann")
     before = logs.read_text().count("lost its place")
     with psycopg.connect(sites.shared.url, autocommit=True) as connection:
         connection.execute(
@@ -314,7 +299,7 @@ async def test_two_tenants_never_share_a_database(sites: Sites) -> None:
 
 async def test_a_dedicated_tenant_is_disabled_as_any_other(sites: Sites) -> None:
     await attach(sites, reference(sites))
-    guest = await watch(sites, "guest", "ann")
+    guest = await sites.watch("guest", "ann")
     await sites.command("tenant", "disable", "guest")
     await guest.until(lambda: guest.closed, 10)
     assert guest.closed is not None
@@ -331,7 +316,7 @@ async def test_a_dedicated_tenant_is_disabled_as_any_other(sites: Sites) -> None
     assert sites.shared.run(told) == []
     await sites.command("tenant", "enable", "guest")
     await sites.registers("guest")
-    assert (await watch(sites, "guest", "ann")).closed is None
+    assert (await sites.watch("guest", "ann")).closed is None
 
 
 async def test_a_request_is_audited_where_it_was_carried_out(sites: Sites) -> None:

@@ -25,7 +25,7 @@ from integration.gateway.processes import OwnGateway
 from integration.gateway.test_coming_back import trimmed
 from integration.gateway.test_who_is_here import Room
 from integration.gateway.traveller import travelling
-from integration.path.world import Watcher, World
+from integration.path.world import Watcher
 from integration.resolve.test_conflict_path import about
 from integration.resolve.test_path import change, outcome
 from integration.tenants.sites import LIVELY, Sites
@@ -230,7 +230,7 @@ async def test_upkeep_and_canaries_reach_every_database(sites: Sites) -> None:
 
 async def test_a_gateway_drains_the_clients_of_every_database(sites: Sites) -> None:
     with OwnGateway(sites.platform, "leaving-all", DRAIN_S="1") as gateway:
-        watchers = [await _patiently(sites.shared, tenant, gateway.url) for tenant in ("acme", "shared")]
+        watchers = [await sites.watch(tenant, "ann", url=gateway.url) for tenant in ("acme", "shared")]
         said = await sites.command("drain", "leaving-all")
         assert "has left" in said
         for watcher in watchers:
@@ -245,11 +245,11 @@ async def test_limits_count_the_clients_of_every_database(sites: Sites) -> None:
     limits = {"CONNECTIONS_PER_GATEWAY": "3", "CONNECTIONS_PER_USER": "2"}
     with OwnGateway(sites.platform, "narrow", **limits) as gateway:
         for tenant in ("acme", "acme"):
-            await _patiently(sites.shared, tenant, gateway.url)
+            await sites.watch(tenant, "ann", url=gateway.url)
         with pytest.raises(Exception, match="at most"):
             await sites.shared.watch("acme", "ann", url=gateway.url)
         await eventually_async(lambda: _connections(gateway) == 2)
-        await _patiently(sites.shared, "globex", gateway.url)
+        await sites.watch("globex", "ann", url=gateway.url)
         with pytest.raises(Exception, match=r"all the connections|4004"):
             await sites.shared.watch("shared", "ann", url=gateway.url)
         await eventually_async(lambda: _connections(gateway) == 3)
@@ -258,20 +258,6 @@ async def test_limits_count_the_clients_of_every_database(sites: Sites) -> None:
 def _connections(gateway: OwnGateway) -> int:
     answer = httpx.get(f"http://127.0.0.1:{gateway.port}/healthz", trust_env=False, timeout=5)
     return int(answer.json()["connections"])
-
-
-async def _patiently(world: World, tenant: str, url: str) -> Watcher:
-    """A connected client; a gateway that has just begun does not serve every database yet."""
-
-    async def connected() -> Watcher | None:
-        try:
-            return await world.watch(tenant, "ann", url=url)
-        except Exception as error:
-            if "again" not in str(error):
-                raise
-            return None
-
-    return await eventually_async(connected, 20)
 
 
 async def test_the_doctor_looks_at_every_tenant(sites: Sites) -> None:
