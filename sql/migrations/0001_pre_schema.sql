@@ -161,7 +161,8 @@ CREATE TABLE cloudsync.row_state (
 ) WITH (fillfactor = 70);
 CREATE INDEX row_state_tombstones ON cloudsync.row_state (table_id, deleted_at) WHERE deleted_at IS NOT NULL;
 COMMENT ON COLUMN cloudsync.row_state.fields IS
-    'field -> {"v": version, "at": hybrid logical clock} of its last change; "" stands for all: the row''s creation or deletion';
+    'field -> {"v": version, "at": clock} of its last change; "" stands for all: the row''s creation or deletion. '
+    'The clock is the writer''s own, hybrid logical (text), or the server''s, seconds since 1970 (number)';
 
 CREATE TABLE cloudsync.change_log (
     id bigint GENERATED ALWAYS AS IDENTITY (CACHE 64),
@@ -409,17 +410,24 @@ RETURN CASE WHEN coalesce(nullif(pg_catalog.current_setting('cloudsync.user_id',
         'at', nullif(pg_catalog.current_setting('cloudsync.at', true), '')))
 END;
 
--- Hybrid logical clock of this change: the writer's own, or the server's with the client id `sql`.
-CREATE FUNCTION cloudsync.change_at() RETURNS text
+-- When this change is made, for row_state.fields: by the writer's own clock, or by the server's.
+CREATE FUNCTION cloudsync.change_at() RETURNS jsonb
 LANGUAGE sql VOLATILE PARALLEL SAFE
-RETURN coalesce(nullif(pg_catalog.current_setting('cloudsync.at', true), ''),
-    (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint::text || '-0-sql');
+RETURN coalesce(pg_catalog.to_jsonb(nullif(pg_catalog.current_setting('cloudsync.at', true), '')),
+    pg_catalog.to_jsonb(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())));
 
 -- Stamps for row_state.fields.
-CREATE FUNCTION cloudsync.stamps(changed jsonb, version bigint, at text) RETURNS jsonb
+CREATE FUNCTION cloudsync.stamps(changed jsonb, version bigint, at jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN (SELECT pg_catalog.jsonb_object_agg(name, pg_catalog.jsonb_build_object('v', version, 'at', at))
         FROM pg_catalog.jsonb_object_keys(changed) AS name);
+
+-- For capture_<table_id>(): a literal with a field's stamp as JSON, the characters 1 for the time and 2 for the version.
+CREATE FUNCTION cloudsync.stamp_text(name text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT quote_literal(to_json(name) || E':{"v":\x02,"at":\x01}')
+$$;
 
 -- Whether this backend applies changes of a subscription; asked only where session_replication_role is replica.
 CREATE FUNCTION cloudsync.applies_subscription() RETURNS boolean
@@ -781,14 +789,14 @@ AS $$
     SELECT format($t$
         IF %1$s THEN
             v_old := coalesce(v_old, '{}') || jsonb_build_object(%2$L, cloudsync.text_head(%4$s));
-            v_changed := coalesce(v_changed || ',', '{') || %5$L;
+            v_changed := coalesce(v_changed || ',', '{') || %5$s;
             IF pg_trigger_depth() = 1 THEN -- deeper, this need not be the order in which clients are told
                 v_text := v_text || jsonb_build_object(%2$L, cloudsync.text_change(%4$s, %3$s));
             END IF;
         END IF;
         IF octet_length(%3$s) > 4096 AND (v_old -> %2$L IS NULL OR v_text #> ARRAY[%2$L, 'op'] IS NOT NULL) THEN
             v_text := jsonb_set(v_text, ARRAY[%2$L, 'cut'], 'true');
-        END IF;$t$, differs, name, cloudsync.field('NEW', name), cloudsync.field('OLD', name), to_json(name) || E':\x01')
+        END IF;$t$, differs, name, cloudsync.field('NEW', name), cloudsync.field('OLD', name), cloudsync.stamp_text(name))
 $$;
 
 -- Whether a person decides about concurrent changes of some columns.
@@ -843,8 +851,7 @@ DECLARE
     cuts text := '';
     history text := '';
     by_function boolean := tracked.audience_function IS NOT NULL;
-    -- One field's stamp; the clock of a writer that sets none is the server's, its client id sql.
-    stamp constant text := $t$E'{"v":\x02,"at":', coalesce(v_at, concat('"', (date_part('epoch', clock_timestamp()) * 1000)::bigint, '-0-sql"')), '}'$t$;
+    at constant text := 'coalesce(v_at, date_part(''epoch'', clock_timestamp())::text)';
 BEGIN
     SELECT * INTO form FROM cloudsync.table_expressions(tracked.relid, tracked.key_numbers);
     SELECT * INTO owner FROM cloudsync.table_columns(tracked.relid) c WHERE c.number = tracked.owner_number;
@@ -874,9 +881,9 @@ BEGIN
         ELSE format($t$
         IF %s THEN
             v_old := coalesce(v_old, '{}') || jsonb_build_object(%L, %s);
-            v_changed := coalesce(v_changed || ',', '{') || %L;
+            v_changed := coalesce(v_changed || ',', '{') || %s;
         END IF;$t$, cloudsync.differs(c.name, c.comparison), c.name, cloudsync.value_of(c.json_form, 'OLD', c.name),
-        to_json(c.name) || E':\x01') END, '' ORDER BY c.number)
+        cloudsync.stamp_text(c.name)) END, '' ORDER BY c.number)
     INTO delta
     FROM cloudsync.table_columns(tracked.relid) c
     WHERE c.number <> ALL (tracked.key_numbers) AND c.number IS DISTINCT FROM tracked.tenant_number;
@@ -932,8 +939,8 @@ DECLARE
     v_at text;%15$s
 BEGIN
     IF pg_trigger_depth() > 1 OR current_setting('session_replication_role') = 'replica'
-       OR concat(current_setting('cloudsync.nested', true), current_setting('cloudsync.user_id', true),
-                 current_setting('cloudsync.client_id', true), current_setting('cloudsync.at', true)) <> '' THEN
+       OR '' <> ANY (ARRAY[current_setting('cloudsync.nested', true), current_setting('cloudsync.user_id', true),
+                           current_setting('cloudsync.client_id', true), current_setting('cloudsync.at', true)]) THEN
         IF current_setting('session_replication_role') = 'replica' AND cloudsync.applies_subscription() THEN
             RETURN NULL;
         END IF;
@@ -951,11 +958,11 @@ BEGIN
             END IF;
             RETURN NULL;
         END IF;
-        v_changed := concat(replace(coalesce(v_changed, '{'), E'\x01', concat(%14$s)), '}');%16$s%10$s%17$s
+        v_changed := replace(%18$s, E'\x01', %14$s) || '}';%16$s%10$s%17$s
         RETURN NULL;
     END IF;
 
-    v_changed := concat('{"":', %14$s, '}');
+    v_changed := replace('{' || %19$s || '}', E'\x01', %14$s);
     IF TG_OP <> 'INSERT' AND NOT (v_late IS TRUE AND cloudsync.row_exists(%6$s, %11$s)) THEN%12$s
     END IF;
 
@@ -995,10 +1002,12 @@ $t$,
             replace(form.row_expression, '{row}', 'NEW'), 'NULL',
             CASE WHEN by_function THEN 'v_audience' ELSE replace(audience, '{row}', 'NEW') END, '''{}''::text[]',
             '', 'NULL', 'NULL', coalesce(quote_literal(text_columns) || '::jsonb', 'NULL')),
-        /* 14 */ stamp,
+        /* 14 */ at,
         CASE WHEN text_columns IS NULL THEN '' ELSE format(E'\n    v_text jsonb := %L;\n    v_fields jsonb;', text_columns) END,
         /* 16 */ cuts,
-        history);
+        history,
+        /* 18 */ CASE WHEN by_function THEN 'coalesce(v_changed, ''{'')' ELSE 'v_changed' END,
+        cloudsync.stamp_text(''));
 END
 $$;
 
@@ -1066,7 +1075,7 @@ AS $$
 DECLARE
     tracked cloudsync.tracked_tables;
     now_row record;
-    v_at text := cloudsync.change_at();
+    v_at jsonb := cloudsync.change_at();
     v_version bigint;
 BEGIN
     SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;

@@ -81,15 +81,18 @@ def bounded(at: Timestamp, now_ms: int) -> Timestamp:
 
 
 def stamps_of(fields: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Stamp]:
-    """`row_state.fields` as stamps. Applications may set any time: what is none counts as the oldest."""
-    stamps = {}
-    for name, stamp in (fields or {}).items():
-        try:
-            at = Timestamp.parse(stamp["at"])
-        except ValueError:
-            at = NEVER
-        stamps[name] = Stamp(stamp["v"], at)
-    return stamps
+    """`row_state.fields` as stamps."""
+    return {name: Stamp(stamp["v"], _clock(stamp["at"])) for name, stamp in (fields or {}).items()}
+
+
+def _clock(at: str | float) -> Timestamp:
+    """A stamp's time: the server's, in seconds, or the writer's own; what is none counts as the oldest."""
+    if not isinstance(at, str):
+        return Timestamp(int(at * 1000), 0, "sql")
+    try:
+        return Timestamp.parse(at)
+    except ValueError:
+        return NEVER
 
 
 def decide(history: History, write: Write) -> Decision:

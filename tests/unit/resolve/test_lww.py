@@ -236,3 +236,9 @@ def test_whoever_knows_of_a_deletion_cannot_edit_the_row() -> None:
 
 def test_a_time_that_is_none_counts_as_the_oldest() -> None:
     assert stamps_of({"a": {"v": 3, "at": "yesterday"}})["a"] == Stamp(3, NEVER)
+
+
+def test_a_number_is_the_servers_time_in_seconds() -> None:
+    assert stamps_of({"a": {"v": 3, "at": 1764360000.25}})["a"] == Stamp(
+        3, Timestamp(1764360000250, 0, "sql")
+    )
