@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -216,6 +216,8 @@ def decided_values(conflict: Conflict, choice: Choice, values: Row | None) -> Ro
         raise RequestError("The conflict is resolved already.")
     if conflict.resolution is not None:
         raise RequestError("The conflict is being decided already.", hint="Wait for the answer.")
+    if choice not in get_args(Choice):
+        raise RequestError(f"A conflict is decided by one of {', '.join(get_args(Choice))}.")
     if (choice == "merged") != bool(values):
         raise RequestError("Values go with the choice `merged`, and with it alone.")
     if choice == "merged":

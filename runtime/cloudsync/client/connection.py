@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
 
@@ -48,7 +48,7 @@ from cloudsync.client.session import Session
 from cloudsync.client.store import Store
 from cloudsync.client.subscription import Subscription
 from cloudsync.client.view import View
-from cloudsync.errors import ClientRefused, CloudSyncError, TokenRefused
+from cloudsync.errors import BadFilter, ClientRefused, CloudSyncError, TokenRefused
 from cloudsync.protocol.messages import Choice, Mode, Where
 
 T = TypeVar("T")
@@ -175,6 +175,11 @@ class Client:
         """Why the client has stopped for good; None while it runs."""
         return self._error
 
+    @property
+    def lost_because(self) -> str | None:
+        """Why the latest attempt to connect failed, or its connection was lost; None while there is one."""
+        return self._last_reason or None
+
     def on_state(self, callback: Callable[[State], object]) -> None:
         """Call `callback` with every new state."""
         self._state_callbacks.append(callback)
@@ -249,6 +254,8 @@ class Client:
         """
         if self._error is not None or self._task is None:
             raise self._error or Closed("The client is not connected: use it with `async with`.")
+        if where is not None and not isinstance(where, Mapping):
+            raise BadFilter('A where-clause is a mapping of columns, as in {"done": False}.')
         subscription = self._session.subscribe(
             table, where, list(columns) if columns is not None else None, mode
         )
@@ -480,6 +487,7 @@ class Client:
 
     def _welcomed(self, action: Welcomed) -> None:
         self._welcomed_at_s = self._loop.time()
+        self._last_reason = ""
         self._heartbeat_s = action.frame.heartbeat_s
         if not self._first.done():
             self._first.set_result(None)

@@ -19,6 +19,9 @@ class Credentials:
     """A fixed token, or one that a callback hands out as often as it is asked."""
 
     def __init__(self, token: str | TokenCallback) -> None:
+        """Raises TokenRefused if it is neither."""
+        if not isinstance(token, str) and not callable(token):
+            raise TokenRefused("A token is a text, or a function that returns one.")
         self._callback = None if isinstance(token, str) else token
         self._token = _checked(token) if isinstance(token, str) else None
         self.fresh = False

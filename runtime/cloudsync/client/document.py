@@ -97,6 +97,8 @@ class Document:
 
     def replace(self, position: int, count: int, text: str) -> Edit:
         """Put `text` in the place of `count` code points. Raises as `apply`."""
+        if not (isinstance(position, int) and isinstance(count, int) and isinstance(text, str)):
+            raise ot.BadOperation("Positions and counts are integers, and what is put in is a text.")
         if position < 0 or count < 0:
             raise ot.BadOperation("Positions and counts are not negative.")
         return self.apply(ot.normalize([position, {"d": count}, text]))

@@ -63,7 +63,7 @@ class Rest:
                 response = await client.request(method, self.url + path, headers=headers, json=body)
         except httpx.HTTPError as error:
             raise TemporarilyUnavailable(
-                f"{self.url} does not answer: {str(error) or type(error).__name__}."
+                f"{self.url} does not answer: {str(error).rstrip('.') or type(error).__name__}."
             ) from None
         except (httpx.InvalidURL, UnicodeError):
             raise TokenRefused("The token or the URL holds characters that cannot be sent.") from None
@@ -93,6 +93,6 @@ def _read(response: httpx.Response, where: str) -> dict[str, Any]:
         raise TemporarilyUnavailable(message or f"{where} answered {response.status_code}.")
     if response.status_code == 401:
         raise TokenRefused(message)
-    if code is None:
+    if code is None or response.status_code == 404:
         raise errors.ProtocolBroken(f"{where} is not a CloudSync API: it answered {response.status_code}.")
     raise errors.from_code(str(code), str(message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,32 @@ from cloudsync.errors import RequestError
 
 
 def wire_values(values: Any) -> Row:
-    """Values as JSON has them: times in ISO 8601, bytes in base64, decimals as texts."""
+    """Values as JSON has them: times in ISO 8601, bytes in base64, decimals as texts.
+
+    So do NaN and the infinities, which JSON has no numbers for; inside of lists and objects they would become
+    texts among numbers, and are refused.
+    """
     try:
         wire = msgspec.to_builtins(dict(values), str_keys=True)
     except (TypeError, ValueError) as error:
         raise RequestError(f"These values cannot be sent: {error}.") from None
-    return {str(name): value for name, value in wire.items()}
+    return {str(name): _number(value) for name, value in wire.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if not _is_finite(value):
+        raise RequestError("These values cannot be sent: JSON has no NaN and no infinity.")
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return not isinstance(value, list) or all(map(_is_finite, value))
 
 
 def without_key(values: Row, key: Row) -> Row:
@@ -36,6 +57,9 @@ def wire_key(table: str, key: Row | Key, views: list[Subscription]) -> Row:
     """A key by column, in the form of the row it names; a view's key tuple needs that view."""
     schema = views[0].schema if views else None
     if not isinstance(key, Mapping):
+        given: Any = key  # whatever an application has passed
+        if not isinstance(given, tuple | list):
+            raise RequestError(f'A key names its columns, as {{"{schema.key[0] if schema else "id"}": …}}.')
         if schema is None or len(key) != len(schema.key):
             raise RequestError(f"Name the key's columns: no view of {table} tells which they are.")
         key = dict(zip(schema.key, key, strict=True))

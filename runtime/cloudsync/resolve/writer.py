@@ -79,6 +79,8 @@ async def write(
 
     async def explain(error: psycopg.Error) -> ChangeRefused | None:
         found = refusal_of(error, catalog.find(change.table).name)
+        if found is not None and found.code == "forbidden":
+            return _explained(catalog.find(change.table), principal, change, found)
         return found and await _named(connection, catalog, principal, change, found)
 
     return await carry_out(connection, Turn(principal, client_id, change.id), begin, explain)
@@ -125,6 +127,21 @@ async def _named(
             column = table.columns[name]
             return ChangeRefused("bad_value", f"{table.name}.{name} takes a value of type {column.type}.")
     return refused
+
+
+def _explained(
+    table: CatalogTable, principal: Principal, change: ChangeRequest, refused: ChangeRefused
+) -> ChangeRefused:
+    """The same refusal, naming what of the written tenant and owner are not the writer's own."""
+    rules = {table.tenant_column: principal.tenant, table.owner_column: principal.user}
+    written = {**change.key, **change.values}
+    wrong = [n for n, own in rules.items() if n in written and str(msgspec.json.decode(written[n])) != own]
+    if not wrong and change.op == "create":
+        wrong = [name for name in rules if name is not None and name not in written]
+    if not wrong:
+        return refused
+    musts = " and ".join(f"{name} must be {rules[name]!r}" for name in wrong)
+    return ChangeRefused(refused.code, f"{refused} {musts}.")
 
 
 class RowChange:

@@ -38,6 +38,8 @@ class CatalogTable(msgspec.Struct, frozen=True):
     key_condition: str
     tenant_column: str | None = None
     tenant_constant: str | None = None
+    owner_column: str | None = None
+    """Whose value is the row's only reader and writer; None where an audience function says more."""
     conflict: str = "lww"
     column_policies: dict[str, str] = {}
     restricted: bool = False
@@ -81,6 +83,7 @@ WITH RECURSIVE typed AS (
 )
 SELECT t.table_id, t.schema_name, t.table_name, t.key_columns, t.row_expression, t.key_expression,
        t.key_text_expression, t.key_condition, t.tenant_column, t.tenant_constant, t.conflict,
+       CASE WHEN t.audience_function IS NULL THEN t.owner_column END AS owner_column,
        t.column_policies, t.owner_column IS NOT NULL OR t.audience_function IS NOT NULL AS restricted,
        (SELECT jsonb_agg(
                    jsonb_build_array(attname, shown, format_type(type_id, NULL), y.typtype, deterministic,
@@ -138,6 +141,7 @@ def _table(row: dict[str, Any]) -> CatalogTable:
         key_condition=row["key_condition"],
         tenant_column=row["tenant_column"],
         tenant_constant=row["tenant_constant"],
+        owner_column=row["owner_column"],
         conflict=row["conflict"],
         column_policies=row["column_policies"],
         restricted=row["restricted"],

@@ -201,6 +201,7 @@ async def test_refused_subscriptions_name_the_reason_and_leave_the_rest(
             ({"table": table, "columns": ["nope"]}, UnknownColumn),
             ({"table": table, "where": {"nope": 1}}, UnknownColumn),
             ({"table": table, "where": {"done": "maybe"}}, BadFilter),
+            ({"table": table, "where": "done = true"}, BadFilter),
             ({"table": table, "where": {"n": {"like": "x"}}}, BadFilter),
         ):
             with pytest.raises(kind) as refused:
@@ -291,6 +292,8 @@ async def test_what_cannot_connect_says_why_at_once(platform: Platform, token: T
     cases: list[tuple[Any, type[Exception]]] = [
         ({"url": platform.api_url, "token": "nonsense"}, TokenRefused),
         ({"url": platform.api_url, "token": lambda: "nonsense"}, TokenRefused),
+        ({"url": platform.api_url, "token": b"nonsense"}, TokenRefused),
+        ({"url": f"{platform.api_url}/v1", "token": token}, cloudsync_client.ProtocolBroken),
         ({"url": platform.api_url, "token": platform.token("acme", "ada", lifetime_s=-60)}, TokenRefused),
         ({"url": platform.api_url, "token": token, "client_id": "c_unknown"}, ClientRefused),
         (

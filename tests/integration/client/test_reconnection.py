@@ -302,10 +302,13 @@ async def test_an_api_that_is_away_is_waited_for(fake: FakePlatform, eventually_
     fake.refuse_endpoint = 3
     async with connected(fake) as client:
         assert client.state == "live"
+        assert client.lost_because is None
         fake.refuse_endpoint = 3
         await fake.line.socket.close(4004)
         await eventually_async(lambda: client.state == "offline")
+        await eventually_async(lambda: client.lost_because == "Later.")
         await eventually_async(lambda: client.state == "live")
+        assert client.lost_because is None
     assert len(fake.tokens) == 8
 
 

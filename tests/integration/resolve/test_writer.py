@@ -106,10 +106,10 @@ async def test_clients_count_apart_and_a_revoked_one_writes_nothing(workshop: Wo
         ("update", "one", {"title": "x"}, "bad_value", "public.notes.id takes a value of type integer"),
         ("update", {"id": None}, {"title": "x"}, "bad_value", "id"),
         ("update", {"id": 1, "n": 1}, {"title": "x"}, "bad_value", "The key of public.notes is id."),
-        ("update", 1, {"tenant_id": None}, "forbidden", "public.notes"),
+        ("update", 1, {"tenant_id": None}, "forbidden", "public.notes. tenant_id must be 'acme'."),
         ("update", 1, {"body": None}, "constraint_violated", "public.notes.body must have a value"),
         ("update", 1, {"tenant_id": "evil"}, "forbidden", "public.notes"),
-        ("create", 5, {"tenant_id": "evil"}, "forbidden", "public.notes"),
+        ("create", 5, {"tenant_id": "evil"}, "forbidden", "public.notes. tenant_id must be 'acme'."),
         ("update", 1, {"title": "taken"}, "not_unique", "notes_title"),
         ("update", 1, {"n": -1}, "constraint_violated", "positive"),
         ("update", 1, {"owner": 77}, "constraint_violated", "notes_owner_fkey"),
@@ -168,8 +168,16 @@ async def test_only_the_owner_writes_his_rows(workshop: Workshop) -> None:
     mine = {"tenant_id": "acme", "owner": "ann", "n": 1}
     await ann.confirmed("create", 1, mine, table="own")
     assert (await bob.rejected("update", 1, {"n": 2}, table="own")).code == "unknown_row"
-    assert (await bob.rejected("create", 2, mine, table="own")).code == "forbidden"
-    assert (await ann.rejected("update", 1, {"owner": "bob"}, table="own")).code == "forbidden"
+    refused = "You may not write such a row to public.own."
+    for author, op, values, why in (
+        (bob, "create", mine, " owner must be 'bob'."),
+        (bob, "create", {"tenant_id": "acme"}, " owner must be 'bob'."),
+        (bob, "create", {**mine, "tenant_id": "other"}, " tenant_id must be 'acme' and owner must be 'bob'."),
+        (bob, "create", {"n": 1}, " tenant_id must be 'acme' and owner must be 'bob'."),
+        (ann, "update", {"owner": "bob"}, " owner must be 'ann'."),
+    ):
+        answer = await author.rejected(op, 2 if op == "create" else 1, values, table="own")
+        assert (answer.code, answer.message) == ("forbidden", refused + why), (op, values)
     await ann.confirmed("delete", 1, table="own")
     assert (await bob.rejected("update", 1, {"n": 2}, table="own")).code == "unknown_row"
 

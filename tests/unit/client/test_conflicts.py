@@ -49,6 +49,14 @@ def told(actions: list[Any]) -> list[tuple[str, str]]:
     return [(a.conflict.id, a.conflict.status) for a in actions if isinstance(a, Conflicted)]
 
 
+def test_a_decision_is_one_of_three() -> None:
+    desk = contested()
+    desk.send(**detected())
+    with pytest.raises(RequestError, match="mine, theirs, merged"):
+        desk.open[0].resolve("minee")  # type: ignore[arg-type]
+    assert desk.open[0].resolution is None
+
+
 def contested() -> Desk:
     """Row 1 was 'x' in version 5; ann's 'ann' met bob's 'bob'."""
     desk = Desk()

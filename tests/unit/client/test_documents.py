@@ -115,10 +115,10 @@ def test_an_edit_that_is_refused_is_taken_back(server: Server, ann: Person) -> N
     assert ann.document.text == ann.shown == server.text == "> hello"
 
 
-@pytest.mark.parametrize("wrong", [(9, 0), (0, 6), (-1, 0), (0, -1)])
-def test_what_does_not_fit_the_text_changes_nothing(ann: Person, wrong: tuple[int, int]) -> None:
+@pytest.mark.parametrize("wrong", [(9, 0), (0, 6), (-1, 0), (0, -1), ("0", 0), (0, 1.0), (0, 0, 5)])
+def test_what_does_not_fit_the_text_changes_nothing(ann: Person, wrong: Any) -> None:
     with pytest.raises(ot.BadOperation):
-        ann.document.replace(*wrong, "x")
+        ann.document.replace(*(*wrong, "x")[:3])
     assert (ann.document.text, ann.document.pending, ann.document.can_undo) == ("hello", False, False)
 
 

@@ -130,6 +130,11 @@ def peer() -> Peer:
     return Peer().live((1, 4, "one"), (2, 1, "two"))
 
 
+def test_numbers_that_json_has_not_travel_as_texts(peer: Peer) -> None:
+    peer.write("update", 1, a=float("nan"), n=float("-inf"))
+    assert [frame["values"] for frame in peer.changes()] == [{"a": "NaN", "n": "-Infinity"}]
+
+
 # What travels
 
 
@@ -178,7 +183,9 @@ def test_values_take_the_form_they_have_on_the_wire(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("key", "values", "why"),
     [({}, {}, "names no column"), ({"no": 1}, {}, "key of public.t is id"), ((1, 2), {}, "Name the key"),
-     ({"id": 1}, {"a": object()}, "cannot be sent"), ({"id": 1}, {"id": 2}, "key of a row stays")],
+     ({"id": 1}, {"a": object()}, "cannot be sent"), ({"id": 1}, {"a": [1.0, float("nan")]}, "no NaN"),
+     ({"id": 1}, {"a": {"b": [float("inf")]}}, "no infinity"), (7, {}, r'names its columns, as {"id"'),
+     ("one", {}, r'names its columns, as {"id"'), ({"id": 1}, {"id": 2}, "key of a row stays")],
 )  # fmt: skip
 def test_what_cannot_be_a_change_is_refused_and_uses_no_place(
     peer: Peer, key: Any, values: Any, why: str
