@@ -207,6 +207,7 @@ CREATE TABLE cloudsync.relay_state (
     last_horizon xid8,
     mode text NOT NULL DEFAULT 'live',
     shard_tails jsonb,
+    stamps text[],
     heartbeat_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE UNIQUE INDEX relay_state_single ON cloudsync.relay_state ((true));

@@ -50,6 +50,12 @@ def check_relay(conn: Connection[Any], slot: str) -> Iterator[Finding]:
             f"The relay has been silent for {vitals.relay_silent_s:.0f} s.",
             "See relay-lag.md.",
         )
+    elif vitals.relay_mode == "fenced":
+        yield failure(
+            "relay.state",
+            "Another PostgreSQL server feeds Redis under this database's id: one is a copy of the other.",
+            "Give the copy an id of its own: relay-lag.md.",
+        )
     elif vitals.relay_mode != "live":
         yield warning(
             "relay.state", f"The relay is {vitals.relay_mode.replace('_', ' ')}.", "See redis-unavailable.md."

@@ -12,8 +12,8 @@ from redis.exceptions import NoScriptError
 
 from cloudsync.events import ORIGIN, ChangeEvent, Position
 from cloudsync.feeds.connection import text_of
-from cloudsync.feeds.keys import Keys, epoch_key
-from cloudsync.feeds.scripts import APPEND, TRIM
+from cloudsync.feeds.keys import Keys, epoch_key, feeder_key
+from cloudsync.feeds.scripts import APPEND, CLAIM, HEAD, TRIM
 from cloudsync.keyring import Keyring
 from cloudsync.sharding import SHARDS
 
@@ -41,6 +41,10 @@ class EpochOver(FeedsLost):
     """Redis does not hold this writer's epoch any more."""
 
 
+class Fenced(FeedsLost):
+    """Another relay has taken the feeds over."""
+
+
 class TailMismatch(FeedsLost):
     """A feed does not end where its writer thought: Redis lost data, or another writer was here."""
 
@@ -52,15 +56,21 @@ class TailMismatch(FeedsLost):
 
 
 class FeedWriter:
-    """Appends sealed entries to the feeds of one database in one epoch; the only writer they have."""
+    """Appends sealed entries to the feeds of one database in one epoch; the only writer they have.
 
-    def __init__(self, redis: Redis, keys: Keys, keyring: Keyring) -> None:
+    `relay` is the token of whoever has the database's lease (`lease.py`).
+    """
+
+    def __init__(self, redis: Redis, keys: Keys, keyring: Keyring, *, relay: str = "") -> None:
         self._redis = redis
         self._together = not isinstance(redis, RedisCluster)
         self._keys = keys
         self._keyring = keyring
+        self._relay = relay
         self._sealer = keyring.sealer()
         self._append = redis.register_script(APPEND)
+        self._claim = redis.register_script(CLAIM)
+        self._head = redis.register_script(HEAD)
         self._trim = redis.register_script(TRIM)
         self._names = [
             ([keys.feed(s), keys.tail(s), keys.marks(s)], keys.changes_channel(s)) for s in range(SHARDS)
@@ -74,18 +84,19 @@ class FeedWriter:
         return self._keys
 
     async def load_tails(self) -> None:
-        """Learn where every feed ends."""
+        """Learn where every feed ends, and let no other relay append behind that."""
+        await self._ensure_scripts()
         async with self._redis.pipeline(transaction=False) as pipeline:
             for shard in range(SHARDS):
-                pipeline.hget(self._keys.tail(shard), "id")
-            ids = await pipeline.execute()
-        self.tails = [Position.from_entry_id(i) if i else ORIGIN for i in ids]
+                pipeline.evalsha(self._claim.sha, 1, self._keys.tail(shard), self._relay)
+            self.tails = [Position.from_entry_id(i) for i in await pipeline.execute()]
 
     async def append(self, batch: Mapping[int, Sequence[ChangeEvent]]) -> None:
         """Append one entry per shard; shards whose feed holds the entry already are passed over.
 
-        Raises TailMismatch if a feed ends elsewhere. A redis error leaves the outcome unknown: call
-        `load_tails` before trying the same batch again. `tails` tells what was accepted, also then.
+        Raises TailMismatch if a feed ends elsewhere, Fenced if another relay has claimed it. A redis error
+        leaves the outcome unknown: call `load_tails` before trying the same batch again. `tails` tells what
+        was accepted, also then.
         """
         fed_us = time.time_ns() // 1000
         expected = self.tails
@@ -114,6 +125,7 @@ class FeedWriter:
                     channel,
                     _MARK_EVERY_MS,
                     _MARK_EVERY_BYTES,
+                    self._relay,
                 ]
                 pipeline.evalsha(self._append.sha, len(names), *names, *arguments)
                 ends.append((shard, end))
@@ -123,6 +135,9 @@ class FeedWriter:
             if isinstance(answer, Exception):
                 self._loaded = self._loaded and not isinstance(answer, NoScriptError)
                 failure = failure or answer
+                continue
+            if answer is None:
+                failure = failure or Fenced(f"The feed of shard {shard} was claimed by another relay.")
                 continue
             actual = Position.from_entry_id(answer)
             if actual == end:
@@ -150,12 +165,14 @@ class FeedWriter:
         return text_of(await self._redis.get(epoch_key(self._keys.database_id)))
 
     async def write_head(self, position: Position, horizon: int) -> None:
-        """Say how far everything has been streamed."""
-        await self._redis.set(self._keys.head, f"{position.entry_id} {horizon}")
+        """Say how far everything has been streamed. Raises Fenced."""
+        names = [feeder_key(self._keys.database_id), self._keys.head]
+        if not await self._head(keys=names, args=[self._relay, f"{position.entry_id} {horizon}"]):
+            raise Fenced("Another relay feeds this database.")
 
     async def _ensure_scripts(self) -> None:
         if not self._loaded:
-            for script in (APPEND, TRIM):
+            for script in (APPEND, CLAIM, TRIM):
                 await self._redis.script_load(script)
             self._loaded = True
 

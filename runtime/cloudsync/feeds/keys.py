@@ -27,8 +27,13 @@ CHANGES_PATTERN: Final = "cs:*:db_changes"
 
 
 def epoch_key(database_id: str) -> str:
-    """The only key of a database without an epoch in its name."""
+    """Of a database's keys only this one and `feeder_key` have no epoch in their names."""
     return f"cs:{database_id}:epoch"
+
+
+def feeder_key(database_id: str) -> str:
+    """Which server feeds the database; beside `head`, which only that one may write."""
+    return f"cs:{database_id}:{{{database_id}}}:feeder"
 
 
 def turn_key(task: str) -> str:

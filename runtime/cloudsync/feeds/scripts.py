@@ -42,9 +42,11 @@ return now_ms()
 APPEND: Final = (
     _NOW_MS
     + """
--- KEYS feed tail marks   ARGV expected id payload events tags channel mark_ms mark_bytes
--- Appends only behind the entry that the relay expects. Returns the id that the feed ends with.
-local tail = redis.call('HMGET', KEYS[2], 'id', 'n', 'b', 'mt', 'mb')
+-- KEYS feed tail marks   ARGV expected id payload events tags channel mark_ms mark_bytes relay
+-- Appends only behind the entry that the relay expects, and only while the feed is claimed by that relay.
+-- Returns the id that the feed ends with, or nothing if another relay has claimed it.
+local tail = redis.call('HMGET', KEYS[2], 'id', 'n', 'b', 'mt', 'mb', 'by')
+if (tail[6] or '') ~= ARGV[9] then return false end
 local last = tail[1] or '0-0'
 if last ~= ARGV[1] then return last end
 local n = (tonumber(tail[2]) or 0) + tonumber(ARGV[4])
@@ -62,6 +64,62 @@ redis.call('HSET', KEYS[2], 'id', ARGV[2], 'n', string.format('%.0f', n), 'b', s
            'mt', mt, 'mb', string.format('%.0f', mb))
 redis.call('PUBLISH', ARGV[6], ARGV[2])
 return ARGV[2]
+"""
+)
+
+CLAIM: Final = (
+    _ALSO_WHEN_FULL
+    + """
+-- KEYS tail   ARGV relay
+-- From now on only this relay appends to the feed. Returns the id that the feed ends with.
+redis.call('HSET', KEYS[1], 'by', ARGV[1])
+return redis.call('HGET', KEYS[1], 'id') or '0-0'
+"""
+)
+
+TAKE_LEASE: Final = (
+    _ALSO_WHEN_FULL
+    + _NOW_MS
+    + """
+-- KEYS feeder   ARGV server relay lease_ms founds next saved older...
+-- The database is fed by this server from now on, through this relay. 1 taken, 0 another server feeds it,
+-- 2 nobody is known to (taken, if `founds` is 1),
+-- -1 nobody does now, but who did last had another database than this one, if of the same id.
+local last = redis.call('HMGET', KEYS[1], 'server', 'until', 'saved', 'next')
+if not last[1] then
+  if ARGV[4] ~= '1' then return 2 end
+elseif last[1] ~= ARGV[1] then
+  if tonumber(last[2]) > now_ms() then return 0 end
+  local same = false
+  for i = 6, #ARGV do same = same or ARGV[i] == last[3] or ARGV[i] == last[4] end
+  if not same then return -1 end
+end
+redis.call('HSET', KEYS[1], 'server', ARGV[1], 'relay', ARGV[2], 'next', ARGV[5], 'saved', ARGV[6],
+           'until', string.format('%.0f', now_ms() + tonumber(ARGV[3])))
+return 1
+"""
+)
+
+RENEW_LEASE: Final = (
+    _ALSO_WHEN_FULL
+    + _NOW_MS
+    + """
+-- KEYS feeder   ARGV relay lease_ms (field value)...
+-- 0 if another relay has the lease. One that has expired and was not taken is still ours.
+if redis.call('HGET', KEYS[1], 'relay') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'until', string.format('%.0f', now_ms() + tonumber(ARGV[2])), unpack(ARGV, 3))
+return 1
+"""
+)
+
+HEAD: Final = (
+    _ALSO_WHEN_FULL
+    + """
+-- KEYS feeder head   ARGV relay head
+-- 0 if another relay has the lease.
+if (redis.call('HGET', KEYS[1], 'relay') or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+return 1
 """
 )
 

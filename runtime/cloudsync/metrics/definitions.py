@@ -220,7 +220,7 @@ RELAY_MODE: Final = Metric(
     kind="gauge",
     unit="state",
     help="1, tagged with what the relay is doing.",
-    tags=(("mode", ("live", "parked", "catching_up")),),
+    tags=(("mode", ("live", "parked", "catching_up", "fenced")),),
 )
 RELAY_SILENCE: Final = Metric(
     name="relay.silence",

@@ -25,6 +25,7 @@ from cloudsync.events import ORIGIN, ChangeEvent, Position, weight_of
 from cloudsync.feeds.connection import text_of
 from cloudsync.feeds.feed import FeedsLost, FeedWriter
 from cloudsync.feeds.keys import DATABASES, Keys, epoch_channel, epoch_key
+from cloudsync.feeds.lease import FeedLease, LeaseHeld
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import fence_all
 from cloudsync.relay.ring import Ring
@@ -36,6 +37,12 @@ from cloudsync.sharding import SHARDS
 _ANSWER_S: Final = 3.0
 _CONNECT_S: Final = 2.0
 _LEAST_ROOM_BYTES: Final = 1024 * 1024
+_TELL_EVERY_S: Final = 300.0
+_CONTESTED: Final = (
+    "another PostgreSQL server feeds Redis under this database's id, so one is a copy of the other: changes"
+    " of this one wait in pending_events while the other's relay lives; give the copy an id of its own:"
+    " stop its relay, DELETE FROM cloudsync.relay_state there, start it again (runbooks/relay-lag.md)"
+)
 
 UNAVAILABLE: Final = (RedisError, OSError, FeedsLost)
 """What every method here may raise when Redis cannot take events now."""
@@ -58,6 +65,8 @@ class Outlet:
         self._keep_s = settings.feed_keep_s
         self._budget_bytes = self._room_bytes = settings.feed_budget_bytes
         self._ring = Ring(settings.relay_ring_bytes)
+        self._lease = FeedLease()
+        self._told_s: float | None = None
         self._redis: Redis | None = None
         self._opening = asyncio.Lock()
         self._known: tuple[str, str, list[Position]] | None = None
@@ -81,8 +90,25 @@ class Outlet:
             _log.warning("Redis cannot be used", reason=type(error).__name__, detail=str(error)[:300])
         self._let_go()
 
+    @property
+    def fenced(self) -> bool:
+        """Whether another server's relay feeds this database id."""
+        return self._lease.contested
+
+    async def renew(self, state: RelayState) -> None:
+        """Keep the lease, and announce the database's next stamp once it has the last. Raises UNAVAILABLE."""
+        if self._redis is None:
+            raise RedisConnectionError("Redis has not been verified.")
+        saved = state.stamps[0]
+        upcoming = secrets.token_hex(4) if state.next_stamp == saved else state.next_stamp
+        await self._lease.renew(self._redis, state.database_id, saved=saved, upcoming=upcoming)
+        state.next_stamp = upcoming
+
     async def close(self) -> None:
-        """The session is over."""
+        """The session is over: whoever has the slot next need not wait."""
+        if self.feeds is not None and self._redis is not None:
+            with contextlib.suppress(*UNAVAILABLE):
+                await self._lease.release(self._redis, self.feeds.keys.database_id)
         self._let_go()
         await self._disconnect()
 
@@ -99,13 +125,21 @@ class Outlet:
                 await redis.aclose()
 
     async def open(self, state: RelayState) -> FeedWriter:
-        """The feeds, verified: each ends at what was acknowledged, or in a new epoch. Raises UNAVAILABLE."""
+        """The feeds, verified: each ends at what was acknowledged, or in a new epoch.
+
+        Raises UNAVAILABLE, AnotherHistory.
+        """
         async with self._opening:
             if self.feeds is not None:
                 return self.feeds
             await self._disconnect()
             self._redis = redis = self._connect()
+            await self._take_lease(redis, state)
             feeds = await self._verified(redis, state)
+            # Once more: whoever has taken the lease meanwhile may have looked before the feeds were claimed.
+            await self._lease.renew(
+                redis, state.database_id, saved=state.stamps[0], upcoming=state.next_stamp
+            )
             self._ring.restart(feeds.tails)
             state.epoch = feeds.keys.epoch
             state.tails = feeds.tails  # the same list: what is acknowledged from now on shows here
@@ -169,14 +203,30 @@ class Outlet:
         )
         return Redis.from_pool(pool)
 
+    async def _take_lease(self, redis: Redis, state: RelayState) -> None:
+        try:
+            await self._lease.take(
+                redis,
+                state.database_id,
+                server=state.server,
+                stamps=state.stamps,
+                upcoming=state.next_stamp,
+            )
+        except LeaseHeld:
+            now_s = time.monotonic()
+            if self.fenced and (self._told_s is None or now_s - self._told_s > _TELL_EVERY_S):
+                _log.error(_CONTESTED, database=state.database_id)
+                self._told_s = now_s
+            raise
+        self._told_s = None
+
     async def _verified(self, redis: Redis, state: RelayState) -> FeedWriter:
         if not await redis.sismember(DATABASES, state.database_id):  # a full Redis refuses every addition
             await redis.sadd(DATABASES, state.database_id)
         epoch = text_of(await redis.get(epoch_key(state.database_id)))
         if epoch is None or state.epoch not in (None, epoch):
             return await self._new_epoch(redis, state, epoch)
-        feeds = FeedWriter(redis, Keys(state.database_id, epoch), self._keyring)
-        await feeds.load_tails()
+        feeds = await self._claimed(redis, Keys(state.database_id, epoch))
         short = {
             shard: then
             for shard, then in enumerate(self._acknowledged(state, epoch))
@@ -226,7 +276,12 @@ class Outlet:
         self._known = None
         state.tails = [ORIGIN] * SHARDS
         _log.warning("new epoch", database=state.database_id, epoch=epoch)
-        return FeedWriter(redis, Keys(state.database_id, epoch), self._keyring)
+        return await self._claimed(redis, Keys(state.database_id, epoch))
+
+    async def _claimed(self, redis: Redis, keys: Keys) -> FeedWriter:
+        feeds = FeedWriter(redis, keys, self._keyring, relay=self._lease.relay)
+        await feeds.load_tails()
+        return feeds
 
 
 async def _remove(redis: Redis, keys: Keys) -> None:

@@ -19,6 +19,7 @@ from psycopg import AsyncConnection
 from cloudsync import logs
 from cloudsync.errors import CloudSyncError
 from cloudsync.feeds.feed import EpochOver
+from cloudsync.feeds.lease import AnotherHistory
 from cloudsync.keyring import Keyring
 from cloudsync.lifetime import keep_heap, until_one_fails
 from cloudsync.metrics import emitter
@@ -111,12 +112,20 @@ class Relay:
                 batch_bytes=settings.relay_batch_bytes,
             )
             _log.info("streaming", slot=settings.slot_name, database=state.database_id, epoch=state.epoch)
-            await until_one_fails(
-                self._publish(publisher, state, missed, database),
-                handover.drain(),
-                self._keep_slot(publisher, handover, state, database, stream),
-                self._keep_feeds(publisher, handover, state),
-            )
+            try:
+                await until_one_fails(
+                    self._publish(publisher, state, missed, database),
+                    handover.drain(),
+                    self._keep_slot(publisher, handover, state, database, stream),
+                    self._keep_feeds(publisher, handover, state),
+                )
+            except AnotherHistory:
+                _log.error(
+                    "the feeds tell of another server's changes: new database id", old=state.database_id
+                )
+                async with await self._database() as fresh:
+                    await relay_state.give_up_id(fresh, state.database_id)
+                raise StreamEnded("The database gets an id of its own.") from None
 
     async def _new_slot(
         self, stream: SlotStream, database: AsyncConnection[Any], stack: contextlib.AsyncExitStack
@@ -174,14 +183,21 @@ class Relay:
                 state,
                 confirmed_lsn=publisher.confirmed_lsn,
                 timeline=stream.system.timeline,
-                mode="catching_up" if state.catching_up else "parked" if handover.parked else "live",
+                mode=self._mode(handover, state),
             )
             await asyncio.sleep(_UPKEEP_EVERY_S)
+
+    def _mode(self, handover: Handover, state: relay_state.RelayState) -> str:
+        if state.catching_up:
+            return "catching_up"
+        if self._outlet.fenced:
+            return "fenced"
+        return "parked" if handover.parked else "live"
 
     async def _keep_feeds(
         self, publisher: Publisher, handover: Handover, state: relay_state.RelayState
     ) -> None:
-        """Every second while Redis answers: see that the epoch is ours, trim the feeds, write the head."""
+        """Every second while Redis answers: keep lease and epoch, trim the feeds, write the head."""
         budget_bytes = self._settings.feed_budget_bytes
         over: set[int] = set()
         while True:
@@ -190,6 +206,7 @@ class Relay:
                 try:
                     if await feeds.redis_epoch() != state.epoch:
                         raise EpochOver
+                    await self._outlet.renew(state)
                     trimmed = await feeds.trim(keep_s=self._settings.feed_keep_s, budget_bytes=budget_bytes)
                     over = {
                         s

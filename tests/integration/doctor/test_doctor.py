@@ -84,6 +84,7 @@ def relay_state(age: str = "0 s", mode: str = "live") -> str:
         ("UPDATE cloudsync.migrations SET digest = 'x'", "database.schema", "failure"),
         (relay_state(age="50 s"), "relay.state", "failure"),
         (relay_state(mode="parked"), "relay.state", "warning"),
+        (relay_state(mode="fenced"), "relay.state", "failure"),
         (relay_state(), "queue.epoch", "failure"),
         (
             "INSERT INTO cloudsync.pending_events (lsn, ordinal, shard, event) VALUES ('0/1', 1, 1, 'x')",

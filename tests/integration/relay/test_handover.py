@@ -18,7 +18,7 @@ import redis
 
 from cloudsync.events import ORIGIN, ChangeEvent, Position
 from cloudsync.feeds.feed import decode_events
-from cloudsync.feeds.keys import Keys, epoch_key
+from cloudsync.feeds.keys import Keys, epoch_key, feeder_key
 from cloudsync.keyring import Keyring
 from cloudsync.registry.gateways import GatewayRegistration
 from cloudsync.relay import outlet
@@ -73,8 +73,9 @@ class Relay:
     async def start(self) -> None:
         """Begin as after a crash: what the state had when it was saved last is all that is known."""
         self.state = RelayState(
-            self.state.database_id, self.state.epoch, self.state.horizon, list(self.state.tails)
-        )
+            self.state.database_id, self.state.epoch, self.state.horizon, list(self.state.tails),
+            server=self.state.server,
+        )  # fmt: skip
         self._connection = await psycopg.AsyncConnection.connect(self._database, autocommit=True)
         self.parking = Parking(self._connection)
         await self.parking.load()
@@ -342,6 +343,30 @@ async def test_no_connection_is_made_without_a_look_at_the_feeds(relay: Relay, s
     await relay.outlet.open(relay.state)
     await relay.outlet.append({0: [make_event(50)]})
     assert feeds(server)[0][-1] == Position(50, 1)
+
+
+async def test_a_relay_whose_lease_was_taken_appends_nothing_and_loses_nothing(
+    relay: Relay, server: redis.Redis, database: str, redis_url: str
+) -> None:
+    """By another server with the same storage, as after a failover while this relay stood still."""
+    events = changes(40)
+    await relay.take(*events[:20])
+    server.hset(feeder_key("db1"), "until", "1")  # not renewed for the lease's time
+    successor = Relay(database, redis_url)
+    successor.state.server = "another"
+    await successor.start()
+    await successor.outlet.open(successor.state)
+    await relay.take(*events[20:])
+    assert feeds(server) == by_shard(events[:20])
+    assert rows(database) == 20
+    relay.drain()
+    with pytest.raises(UNAVAILABLE):
+        await relay.outlet.open(relay.state)
+    assert rows(database) == 20
+    await successor.stop()  # and gives it back
+    await relay.live()
+    assert feeds(server) == by_shard(events)
+    assert rows(database) == 0
 
 
 LARGE = {"text": "x" * 200_000}

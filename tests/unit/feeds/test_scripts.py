@@ -46,7 +46,7 @@ class Feed:
     ) -> str:  # fmt: skip
         answer: Any = self.server.eval(
             at(now_ms, scripts.APPEND), 3, *self.names, expected, entry_id, payload, events, "tag", "chan",
-            mark_ms, mark_bytes,
+            mark_ms, mark_bytes, "",
         )  # fmt: skip
         return answer.decode()
 
