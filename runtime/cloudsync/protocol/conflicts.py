@@ -56,7 +56,10 @@ def conflict_frame(
         return ConflictResolved(
             decided.id, decided.revision, event.table, key, decided.choice, decided.version, decided.by
         )
-    told = _told(event.old or b"")
+    try:
+        told = _told(event.old or b"")
+    except RecursionError:  # a document nested too deep to be passed on; the conflict is listed
+        return None
     fields = _chosen(told.fields, columns)
     if not fields:
         return None

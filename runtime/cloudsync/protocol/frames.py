@@ -23,6 +23,7 @@ from cloudsync.events import (
     ONLY_LOSING,
     ChangeEvent,
 )
+from cloudsync.rows import columns_of
 
 Verdict = Literal["create", "update", "delete"]
 
@@ -48,7 +49,6 @@ class _TextChange(msgspec.Struct):
 
 _actor = msgspec.json.Decoder(_Actor).decode
 _text_changes = msgspec.json.Decoder(dict[str, _TextChange]).decode
-_raw_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _names = msgspec.json.Decoder(list[str]).decode
 
 
@@ -195,7 +195,7 @@ def _holds(audience: list[str] | None, user: str) -> bool:
 
 
 def _project(row: bytes, columns: Iterable[str]) -> str:
-    values = _raw_object(row)
+    values = columns_of(row)
     parts = [f"{_name(name)}:{bytes(values[name]).decode()}" for name in columns if name in values]
     return "{" + ",".join(parts) + "}"
 

@@ -24,10 +24,9 @@ from cloudsync.events import (
 )
 from cloudsync.registry.filters import NOT_OF_KIND, Predicate, compile_filter, normalizer
 from cloudsync.registry.topics import HostedTopic
+from cloudsync.rows import RowValues, columns_of
 
 _BOTH: Final = MATCHED_BEFORE | MATCHES_NOW
-_decode_row = msgspec.json.Decoder(dict[str, Any]).decode
-_old_names = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -75,16 +74,17 @@ class TableTopics:
             yield hosted, always
         if not self.filtered:
             return
-        now = _decode_row(event.row) if event.row else None
-        old = _decode_row(event.old) if event.old and event.op not in CONFLICT_OPERATIONS else {}
-        before = None if event.op == CREATE else {**(now or {}), **old}
+        row = columns_of(event.row) if event.row else {}
+        old = columns_of(event.old) if event.old and event.op not in CONFLICT_OPERATIONS else {}
+        now = RowValues(row) if event.row else None
+        before = None if event.op == CREATE else RowValues({**row, **old})
         verdicts: dict[str, int] = {}
         found: dict[str, HostedTopic] = {}
-        for row, bit in ((before, MATCHED_BEFORE), (now, MATCHES_NOW)):
-            if row is None:
+        for values, bit in ((before, MATCHED_BEFORE), (now, MATCHES_NOW)):
+            if values is None:
                 continue
-            for entry in self._candidates(row):
-                if entry.predicate(row):
+            for entry in self._candidates(values):
+                if entry.predicate(values):
                     topic_id = entry.hosted.topic.id
                     verdicts[topic_id] = verdicts.get(topic_id, 0) | bit
                     found[topic_id] = entry.hosted
@@ -144,4 +144,4 @@ def changed_columns(event: ChangeEvent) -> bytes | None:
         return event.old
     if event.old is None or event.op != UPDATE:
         return None
-    return msgspec.json.encode(list(_old_names(event.old)))
+    return msgspec.json.encode(list(columns_of(event.old)))

@@ -25,6 +25,7 @@ from cloudsync.resolve.refusals import ChangeRefused, refusal_of
 from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
 from cloudsync.resolve.values import Values
 from cloudsync.resolve.writer import RowChange
+from cloudsync.rows import columns_of
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import assume, expression
 from cloudsync.tokens import Principal
@@ -82,8 +83,6 @@ _LOCK: Final = "SELECT c.status, c.revision FROM cloudsync.conflicts c WHERE c.i
 _NOTE: Final = """
 SELECT cloudsync.note_conflict(%s, %s::jsonb, p_id => %s, p_choice => %s)
 """
-
-_raw: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Page(NamedTuple):
@@ -313,6 +312,10 @@ def _detected(detail: Any, theirs: Values, version: int, principal: Principal) -
         by=NULL if by is None else msgspec.Raw(by.encode()),
         theirs_by=NULL if theirs_by is None else msgspec.Raw(theirs_by.encode()),
     )
+
+
+def _raw(text: str) -> dict[str, msgspec.Raw]:
+    return columns_of(text.encode())
 
 
 def _place(text: str) -> tuple[int, str]:

@@ -28,6 +28,7 @@ from cloudsync.resolve.lww import (
 from cloudsync.resolve.refusals import ChangeRefused, refusal_of
 from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
 from cloudsync.resolve.values import Values, checked, json_object, record
+from cloudsync.rows import columns_of
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import expression
 from cloudsync.tokens import Principal
@@ -49,7 +50,6 @@ _NOTE_CONFLICT: Final = """
 SELECT cloudsync.note_conflict(%s, %s::jsonb, p_mine => %s::jsonb, p_base_version => %s)::text
 """
 
-_image: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _json: Final = msgspec.json.Encoder().encode
 
 
@@ -260,7 +260,7 @@ class RowChange:
         history = History(exists, version, stamps_of(stamps))
         if exists:
             return _Row(found[0], history)
-        row = _Row(found[0], history, audience, _image(image) if image else None)
+        row = _Row(found[0], history, audience, columns_of(image.encode()) if image else None)
         if self._change.op != "create" and not self._could_see(row):
             raise self._missing()
         return row
@@ -287,7 +287,7 @@ class RowChange:
         await self._connection.execute(BECOME_SERVICE)
         found, known = await wanted.fetchone(), await held.fetchone()
         assert found is not None  # noqa: S101 - a record has one row
-        mine, theirs = _image(found[0]), _image(known[0]) if known else {}
+        mine, theirs = columns_of(found[0].encode()), columns_of(known[0].encode()) if known else {}
         return {name: mine[name] for name in names if name not in theirs or mine[name] != theirs[name]}
 
     async def _contest(self, mine: Values, applied: Applied) -> Applied:

@@ -16,6 +16,7 @@ import msgspec
 from psycopg import AsyncConnection, sql
 
 from cloudsync.registry.filters import Condition, compile_filter
+from cloudsync.rows import RowValues, columns_of
 from cloudsync.sync.catalog import CatalogTable
 from cloudsync.sync.snapshot import (
     SnapshotRow,
@@ -29,8 +30,6 @@ from cloudsync.sync.where import where_sql
 from cloudsync.tokens import Principal
 
 _PAGE_KEYS: Final = 500
-
-_decode_row = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class HorizonPassed(Exception):
@@ -134,7 +133,7 @@ async def _pages(
                 yield await _page(connection, table, where, keys)
                 keys = {}
             known = keys.setdefault(key, None)
-            if before is not None and matches(_decode_row(before)):
+            if before is not None and matches(RowValues(columns_of(before.encode()))):
                 keys[key] = max(version, known or 0)
         if keys:
             yield await _page(connection, table, where, keys)

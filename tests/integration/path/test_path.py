@@ -336,3 +336,21 @@ async def test_bursts_arrive_in_batches_of_limited_size_in_order(world: World) -
     assert max(map(len, watcher.frames)) <= 100_000 + 200
     assert any(b'"sync.batch"' in f for f in watcher.frames)
     await watcher.close()
+
+
+@pytest.mark.parametrize("document", ["1e5000", "[" * 1500 + "]" * 1500])
+async def test_a_document_that_python_cannot_decode_stops_nobody(world: World, document: str) -> None:
+    """PostgreSQL stores it, so a single row of one tenant must not end the routing of everybody's shards."""
+    table, other = table_name("documents"), table_name("beside")
+    world.run(f"CREATE TABLE {table} (id integer PRIMARY KEY, tenant_id text, n integer, doc jsonb)")
+    world.run(f"CREATE TABLE {other} (id integer PRIMARY KEY, tenant_id text)")
+    world.run(f"SELECT cloudsync.track('{table}'), cloudsync.track('{other}')")
+    ann, bob = await world.watch("acme", "ann"), await world.watch("umbrella", "bob")
+    filtered = await ann.subscribe("s", table, where={"n": 3, "doc": {"is_null": False}}, columns=["n"])
+    beside = await bob.subscribe("s", other)
+    world.run(f"INSERT INTO {table} VALUES (1, 'acme', 3, %s::jsonb)", document)
+    world.run(f"INSERT INTO {other} SELECT n, 'umbrella' FROM generate_series(1, 16) n")  # in every shard
+    world.run(f"UPDATE {table} SET n = 3, doc = NULL; DELETE FROM {table}")
+    await bob.until(lambda: len(beside.rows) == 16)
+    await ann.until(lambda: filtered.events == 2)
+    assert (filtered.rows, filtered.faults) == ({}, [])
