@@ -1800,8 +1800,10 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
         WHEN c.base_type IN ('integer', 'bigint', 'smallint') THEN format(
-            '%1$I = (SELECT CASE WHEN current_setting(%2$L, true) ~ ''^(0|-?[1-9][0-9]{0,%4$s})$'' THEN current_setting(%2$L, true)::%3$s END)',
-            c.name, setting, c.base_type, CASE c.base_type WHEN 'smallint' THEN 3 WHEN 'integer' THEN 8 ELSE 17 END)
+            '%1$I = (SELECT CASE WHEN current_setting(%2$L, true) ~ ''^(0|-?[1-9][0-9]{0,18})$'''
+            || ' THEN CASE WHEN current_setting(%2$L, true)::numeric BETWEEN -%4$s - 1 AND %4$s THEN current_setting(%2$L, true)::%3$s END END)',
+            c.name, setting, c.base_type,
+            CASE c.base_type WHEN 'smallint' THEN '32767' WHEN 'integer' THEN '2147483647' ELSE '9223372036854775807' END)
         WHEN c.base_type = 'uuid' THEN format(
             '%1$I = (SELECT CASE WHEN current_setting(%2$L, true) ~ ''^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'' THEN current_setting(%2$L, true)::uuid END)',
             c.name, setting)

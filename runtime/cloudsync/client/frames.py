@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from decimal import Decimal
 from typing import Any, Final, get_args
@@ -170,7 +171,24 @@ def decode(data: bytes) -> Frame | None:
             raise FrameUnreadable("The server sent something that is not a frame.") from None
         if kind not in _KNOWN:
             return None
-        raise FrameUnreadable(
-            f"The server sent a {kind!r} frame that this client cannot read: {error}."
-        ) from None
+        try:
+            return _decode_patiently(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise FrameUnreadable(
+                f"The server sent a {kind!r} frame that this client cannot read: {error}."
+            ) from None
     return frame
+
+
+def _decode_patiently(data: bytes) -> Frame:
+    """A frame with an integer of more digits than are converted by default; jsonb may hold them."""
+    content = json.loads(data, parse_int=_int_or_decimal, parse_float=float_or_decimal)
+    frame: Frame = msgspec.convert(content, Frame)
+    return frame
+
+
+def _int_or_decimal(text: str) -> int | Decimal:
+    try:
+        return int(text)
+    except ValueError:
+        return Decimal(text)
