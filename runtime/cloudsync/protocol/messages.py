@@ -17,6 +17,8 @@ Outcome = Literal["applied", "merged", "superseded", "conflict", "already_applie
 Choice = Literal["mine", "theirs", "merged"]
 Where = dict[str, Any]
 NULL: Final = msgspec.Raw(b"null")
+Number = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""What PostgreSQL can count."""
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 """What a client calls a subscription: it comes back with every delivery."""
 
@@ -70,12 +72,12 @@ class Change(ClientFrame, tag="change"):
 class ChangeRequest(ClientFrame, tag="change"):
     """A `change` as a server reads it: values stay JSON text, so that no number is rounded."""
 
-    id: int
+    id: Number
     op: Literal["create", "update", "delete"]
     table: str
     key: dict[str, msgspec.Raw]
     values: dict[str, msgspec.Raw] = {}
-    base_version: int | None = None
+    base_version: Number | None = None
     at: str = ""
 
 
@@ -91,11 +93,11 @@ class Text(ClientFrame, tag="text"):
 class TextRequest(ClientFrame, tag="text"):
     """A `text` as a server reads it; the operation is checked where it is applied."""
 
-    id: int
+    id: Number
     table: str
     key: dict[str, msgspec.Raw]
     column: str
-    revision: int
+    revision: Number
     op: list[Any]
 
 
@@ -112,11 +114,11 @@ class Resolve(ClientFrame, tag="resolve"):
 class ResolveRequest(ClientFrame, tag="resolve"):
     """A `resolve` as a server reads it, as `ChangeRequest`."""
 
-    id: int
+    id: Number
     conflict_id: str
     choice: Choice
     values: dict[str, msgspec.Raw] | None = None
-    base_version: int | None = None
+    base_version: Number | None = None
 
 
 class Conflicts(ClientFrame, tag="conflicts"):

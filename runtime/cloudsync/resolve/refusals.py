@@ -51,8 +51,26 @@ def refusal_of(error: psycopg.Error, table: str) -> ChangeRefused | None:
         case errors.RaiseException():
             # Written by the application for whoever writes.
             return ChangeRefused("refused", (diag.message_primary or "Refused.")[:_MESSAGE_LIMIT])
-        case errors.ProgramLimitExceeded():
+        case (
+            errors.PlpgsqlError() | errors.NoDataFound() | errors.TooManyRows() | errors.AssertFailure()
+            | errors.CardinalityViolation() | errors.TriggeredDataChangeViolation()
+        ):  # fmt: skip
+            return ChangeRefused("refused", f"A trigger of {table} refused the change.")
+        case errors.ProgramLimitExceeded() | errors.StatementTooComplex():
             return ChangeRefused("too_large", f"The row is larger than {table} can hold.")
         case psycopg.DataError():
             return ChangeRefused("bad_value", f"A value does not fit its column in {table}.")
+    if _is_the_applications(diag.sqlstate):
+        return ChangeRefused("refused", (diag.message_primary or "Refused.")[:_MESSAGE_LIMIT])
     return None
+
+
+def _is_the_applications(sqlstate: str | None) -> bool:
+    """Whether a code is none of PostgreSQL's, nor ours: an application's RAISE … USING ERRCODE."""
+    if sqlstate is None or sqlstate.startswith("CS"):
+        return False
+    try:
+        errors.lookup(sqlstate)
+    except KeyError:
+        return True
+    return False

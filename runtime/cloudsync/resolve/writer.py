@@ -51,6 +51,8 @@ SELECT cloudsync.note_conflict(%s, %s::jsonb, p_mine => %s::jsonb, p_base_versio
 """
 
 _json: Final = msgspec.json.Encoder().encode
+_UNREADABLE: Final = (psycopg.ProgrammingError, psycopg.NotSupportedError)
+"""What values of some types raise when they are read: a name of nothing, a syntax of their own."""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -81,7 +83,11 @@ async def write(
         found = refusal_of(error, catalog.find(change.table).name)
         if found is not None and found.code == "forbidden":
             return _explained(catalog.find(change.table), principal, change, found)
-        return found and await _named(connection, catalog, principal, change, found)
+        if found is not None and found.code != "bad_value":
+            return found
+        if found is None and not isinstance(error, _UNREADABLE):
+            return None
+        return await _misfit(connection, catalog, change) or found
 
     return await carry_out(connection, Turn(principal, client_id, change.id), begin, explain)
 
@@ -102,16 +108,10 @@ async def become_client(
     )
 
 
-async def _named(
-    connection: AsyncConnection[Any],
-    catalog: Catalog,
-    principal: Principal,
-    change: ChangeRequest,
-    refused: ChangeRefused,
-) -> ChangeRefused:
-    """The same refusal, naming the column whose value does not fit, if it is one alone."""
-    if refused.code != "bad_value":
-        return refused
+async def _misfit(
+    connection: AsyncConnection[Any], catalog: Catalog, change: ChangeRequest
+) -> ChangeRefused | None:
+    """The refusal that names the column whose value does not fit, if it is one alone."""
     table = catalog.find(change.table)
     for name, value in {**change.key, **change.values}.items():
         try:
@@ -123,10 +123,10 @@ async def _named(
                     ),
                     (record(table, {name: value}),),
                 )
-        except psycopg.DataError:
+        except (psycopg.DataError, *_UNREADABLE):
             column = table.columns[name]
             return ChangeRefused("bad_value", f"{table.name}.{name} takes a value of type {column.type}.")
-    return refused
+    return None
 
 
 def _explained(

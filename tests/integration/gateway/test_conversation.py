@@ -175,6 +175,18 @@ async def test_wrong_frames_while_connected(world: World, table: str) -> None:
         ({"type": "presence", "sub": "nothing", "state": 1}, "unknown_subscription"),
         ({"type": "conflicts", "id": "c", "table": "nothing"}, "unknown_table"),
         ({"type": "text", "id": 1, "table": table, "op": "abc"}, "bad_frame"),
+        ({"type": "change", "id": 2**63, "op": "create", "table": table, "key": {"id": 9}}, "bad_frame"),
+        (
+            {
+                "type": "change",
+                "id": 1,
+                "op": "update",
+                "table": table,
+                "key": {"id": 1},
+                "base_version": -(2**70),
+            },
+            "bad_frame",
+        ),
     ]:
         before = len(watcher.controls)
         await watcher.send(frame)

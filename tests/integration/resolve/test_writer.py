@@ -116,6 +116,11 @@ async def test_clients_count_apart_and_a_revoked_one_writes_nothing(workshop: Wo
         ("update", 1, {"twice": 7}, "generated_column", "twice"),
         ("update", 1, {"title": "forbidden word"}, "refused", "Mind your language."),
         ("update", 1, {"title": "swallowed"}, "refused", "trigger"),
+        ("update", 1, {"title": "coded"}, "refused", "Not today."),
+        ("update", 1, {"title": "strict"}, "refused", "trigger"),
+        ("update", 1, {"title": "two"}, "refused", "trigger"),
+        ("update", 1, {"place": "nowhere", "n": 3}, "bad_value", "public.notes.place takes a value of type"),
+        ("update", 1, {"words": "a &", "n": 3}, "bad_value", "public.notes.words takes a value of type"),
         ("delete", 1, {"title": "x"}, "bad_value", "delete"),
         ("update", 1, {"title": "".join(map(chr, range(1, 9000))), "n": 3}, "too_large", "public.notes"),
     ],
@@ -132,8 +137,12 @@ async def test_what_is_refused_and_why(
     workshop.run(
         "CREATE FUNCTION mind() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " IF NEW.title LIKE '%%forbidden%%' THEN RAISE 'Mind your language.'; END IF;"
+        " IF NEW.title = 'coded' THEN RAISE 'Not today.' USING ERRCODE = 'APP01'; END IF;"
+        " IF NEW.title = 'strict' THEN SELECT 1 INTO STRICT NEW.n WHERE false; END IF;"
+        " IF NEW.title = 'two' THEN NEW.n := (SELECT g FROM generate_series(1, 2) g); END IF;"
         " IF NEW.title = 'swallowed' THEN RETURN NULL; END IF; RETURN NEW; END $$"
     )
+    workshop.run("ALTER TABLE notes ADD place regclass, ADD words tsquery")
     workshop.run("CREATE TRIGGER mind BEFORE UPDATE ON notes FOR EACH ROW EXECUTE FUNCTION mind()")
     workshop.run("INSERT INTO notes (id, title) VALUES (1, 'a'), (2, 'taken')")
     before = workshop.run("SELECT * FROM notes ORDER BY id")
