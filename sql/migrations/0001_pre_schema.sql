@@ -126,6 +126,8 @@ CREATE TABLE cloudsync.tracked_tables (
     dependencies jsonb NOT NULL DEFAULT '[]',
     partitions oid[] NOT NULL DEFAULT '{}',
     source_digest text NOT NULL DEFAULT '',
+    type_parts jsonb NOT NULL DEFAULT '{}',
+    rewritten boolean NOT NULL DEFAULT false,
     tracked_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (schema_name, table_name) DEFERRABLE INITIALLY DEFERRED,
     CHECK ((tenant_column IS NULL) <> (tenant_constant IS NULL))
@@ -140,6 +142,8 @@ COMMENT ON COLUMN cloudsync.tracked_tables.version_floor IS
     'highest version of which a trace was dropped: a new key starts above it';
 COMMENT ON COLUMN cloudsync.tracked_tables.dependencies IS
     'audience_depends_on by number: [{"relation": oid, "on": [[its attnum, attnum here], ...]}, ...]';
+COMMENT ON COLUMN cloudsync.tracked_tables.type_parts IS 'what cloudsync.type_parts() says: the names that values of its types show';
+COMMENT ON COLUMN cloudsync.tracked_tables.rewritten IS 'within a command: it computes values of every row anew, past the triggers';
 
 -- What untrack() leaves: versions of a table that is tracked again go on.
 CREATE TABLE cloudsync.version_floors (
@@ -1414,9 +1418,8 @@ AS $$
         OR pg_has_role(session_user, 'cloudsync_owner', 'MEMBER')
 $$;
 
--- The types in a table's rows, however deep, whose conversion to text or JSON runs code of their owner's: capture
--- would run it with the rights of cloudsync_owner. Code in C was installed by a superuser.
-CREATE FUNCTION cloudsync.types_with_casts(rel oid) RETURNS text
+-- The types in a table's rows, however deep.
+CREATE FUNCTION cloudsync.types_of(rel oid) RETURNS SETOF oid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $$
     WITH RECURSIVE used (type) AS (
@@ -1431,8 +1434,35 @@ AS $$
                       WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) AS part (type)
         WHERE part.type <> 0
     )
+    SELECT u.type FROM used u
+$$;
+
+-- The names that a table's rows show of their types: labels of enums by their ids, attributes of composite types.
+CREATE FUNCTION cloudsync.type_parts(rel oid) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(jsonb_object_agg(p.part, p.name), '{}')
+    FROM (SELECT e.oid::text AS part, e.enumlabel::text AS name
+          FROM cloudsync.types_of(rel) u (type) JOIN pg_enum e ON e.enumtypid = u.type
+          UNION ALL SELECT a.attrelid || '.' || a.attnum, a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
+          FROM cloudsync.types_of(rel) u (type) JOIN pg_type t ON t.oid = u.type
+          JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped) p
+$$;
+
+-- Whether values that were there before show otherwise now; a label more is none of their business.
+CREATE FUNCTION cloudsync.shows_otherwise(before jsonb, now jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT NOT now @> before OR EXISTS (SELECT FROM jsonb_object_keys(now) k WHERE k LIKE '%.%' AND NOT before ? k)
+$$;
+
+-- Those of a table's types whose conversion to text or JSON runs code of their owner's: capture would run it with the
+-- rights of cloudsync_owner. Code in C was installed by a superuser.
+CREATE FUNCTION cloudsync.types_with_casts(rel oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
     SELECT string_agg(DISTINCT u.type::regtype::text, ', ')
-    FROM used u
+    FROM cloudsync.types_of(rel) u (type)
     JOIN pg_cast c ON c.castsource = u.type AND c.casttarget IN ('text'::regtype, 'json'::regtype, 'jsonb'::regtype)
     JOIN pg_proc p ON p.oid = c.castfunc
     JOIN pg_language l ON l.oid = p.prolang
@@ -1705,6 +1735,8 @@ BEGIN
     wanted.key_condition := form.key_condition;
     wanted.columns := cloudsync.describe_columns(rel);
     wanted.partitions := cloudsync.partitions_of(rel);
+    wanted.type_parts := cloudsync.type_parts(rel);
+    wanted.rewritten := false;
 
     IF before.table_id IS NULL THEN
         wanted.table_id := nextval(pg_get_serial_sequence('cloudsync.tracked_tables', 'table_id'));
@@ -2211,6 +2243,7 @@ BEGIN
         FROM jsonb_array_elements(d -> 'on') p) pairs;
     wanted.columns := cloudsync.describe_columns(before.relid);
     wanted.partitions := cloudsync.partitions_of(before.relid);
+    wanted.type_parts := cloudsync.type_parts(before.relid);
     SELECT * INTO form FROM cloudsync.table_expressions(before.relid, wanted.key_numbers);
     added := ARRAY(SELECT unnest(wanted.partitions) EXCEPT SELECT unnest(before.partitions));
     removed := ARRAY(SELECT unnest(before.partitions) EXCEPT SELECT unnest(wanted.partitions));
@@ -2248,6 +2281,17 @@ BEGIN
         PERFORM cloudsync.reset_table(p_table_id);
     ELSE
         PERFORM cloudsync.generate(p_table_id);
+    END IF;
+
+    -- Values that no trigger has seen change: ALTER COLUMN … TYPE … USING, SET EXPRESSION, RENAME VALUE of an enum.
+    IF before.rewritten OR wanted.type_parts <> before.type_parts THEN
+        UPDATE cloudsync.tracked_tables t SET rewritten = false, type_parts = wanted.type_parts WHERE t.table_id = p_table_id;
+        IF wanted.columns = before.columns AND (before.rewritten OR cloudsync.shows_otherwise(before.type_parts, wanted.type_parts)) THEN
+            PERFORM cloudsync.reset_table(p_table_id);
+        END IF;
+        IF before.rewritten THEN
+            PERFORM cloudsync.record_audiences(p_table_id);
+        END IF;
     END IF;
 
     -- Rows of an attached partition appear, those of a detached or dropped one vanish, past every row trigger.
@@ -2299,6 +2343,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT t.table_id FROM cloudsync.tracked_tables t
     WHERE t.relid = relation OR t.relid = pg_partition_root(relation) OR relation = ANY (t.partitions)
+       OR t.relid IN (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = relation)
        OR t.dependencies @> jsonb_build_array(jsonb_build_object('relation', relation::bigint))
 $$;
 
@@ -2312,8 +2357,7 @@ $$;
 CREATE FUNCTION cloudsync.using_type(type oid) RETURNS SETOF integer
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT DISTINCT t.table_id FROM cloudsync.tracked_tables t JOIN pg_attribute a ON a.attrelid = t.relid AND NOT a.attisdropped
-    WHERE a.atttypid IN (type, (SELECT typarray FROM pg_type WHERE oid = type))
+    SELECT t.table_id FROM cloudsync.tracked_tables t WHERE type IN (SELECT cloudsync.types_of(t.relid))
 $$;
 
 CREATE FUNCTION cloudsync.check_function(function oid) RETURNS void
@@ -2368,6 +2412,8 @@ BEGIN
                 WHEN 'pg_policy'::regclass THEN (SELECT p.polrelid FROM pg_policy p WHERE p.oid = command.objid) END)
             UNION SELECT cloudsync.renamed() WHERE command.object_type = 'schema'
             UNION SELECT cloudsync.using_type(command.objid) WHERE command.classid = 'pg_type'::regclass
+            UNION SELECT cloudsync.using_type(c.reltype) FROM pg_class c -- of a composite type, or of a table as one
+                WHERE command.classid = 'pg_class'::regclass AND c.oid = command.objid AND c.reltype <> 0
         LOOP
             SELECT * INTO result FROM cloudsync.refresh(table_id);
             FOREACH part IN ARRAY coalesce(result.added, '{}') LOOP
@@ -2380,6 +2426,20 @@ BEGIN
             END LOOP;
         END LOOP;
     END LOOP;
+END
+$$;
+
+-- A command is about to compute the values of a table's rows anew; refresh() sees to it when it has.
+CREATE FUNCTION cloudsync.on_rewrite() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    relation constant oid := pg_event_trigger_table_rewrite_oid();
+BEGIN
+    IF pg_event_trigger_table_rewrite_reason() & 6 <> 0 THEN -- 2: a default, 4: a column's type
+        UPDATE cloudsync.tracked_tables t SET rewritten = true
+        WHERE NOT t.rewritten AND (t.relid = relation OR relation = ANY (t.partitions));
+    END IF;
 END
 $$;
 
@@ -2826,6 +2886,7 @@ GRANT EXECUTE ON FUNCTION
     cloudsync.concerned(oid),
     cloudsync.renamed(),
     cloudsync.using_type(oid),
+    cloudsync.types_of(oid),
     cloudsync.check_function(oid),
     cloudsync.check_casts(),
     cloudsync.note_dropped(oid, oid, text, text[])
@@ -2881,3 +2942,5 @@ CREATE EVENT TRIGGER cloudsync_ddl ON ddl_command_end
 ALTER EVENT TRIGGER cloudsync_ddl ENABLE ALWAYS;
 CREATE EVENT TRIGGER cloudsync_drop ON sql_drop EXECUTE FUNCTION cloudsync.on_drop();
 ALTER EVENT TRIGGER cloudsync_drop ENABLE ALWAYS;
+CREATE EVENT TRIGGER cloudsync_rewrite ON table_rewrite EXECUTE FUNCTION cloudsync.on_rewrite();
+ALTER EVENT TRIGGER cloudsync_rewrite ENABLE ALWAYS;

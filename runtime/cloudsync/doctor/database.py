@@ -100,14 +100,14 @@ def check_capture(conn: Connection[Any]) -> Iterator[Finding]:
     else:
         yield ok("database.capture", f"{tables[0]} tracked tables are captured.")
     following = conn.execute(
-        "SELECT count(*) FROM pg_event_trigger WHERE evtname IN ('cloudsync_ddl', 'cloudsync_drop')"
-        " AND evtenabled = 'A'"
+        "SELECT count(*) FROM pg_event_trigger WHERE evtname IN"
+        " ('cloudsync_ddl', 'cloudsync_drop', 'cloudsync_rewrite') AND evtenabled = 'A'"
     ).fetchone()
-    if following != (2,):
+    if following != (3,):
         yield failure(
             "database.ddl",
             "Capture does not follow DDL: an event trigger is missing or not ENABLE ALWAYS.",
-            "ALTER EVENT TRIGGER cloudsync_ddl ENABLE ALWAYS; the same for cloudsync_drop.",
+            "ALTER EVENT TRIGGER cloudsync_ddl ENABLE ALWAYS; the same for _drop and _rewrite.",
         )
     else:
         yield ok("database.ddl", "Capture follows DDL.")

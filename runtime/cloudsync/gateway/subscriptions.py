@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from cloudsync import logs
 from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import SNAPSHOT, SUBSCRIPTION_REFUSED
-from cloudsync.errors import LimitReached, RequestError, UnknownTable
+from cloudsync.errors import BadFilter, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
 from cloudsync.gateway.answers import failure, row_texts
 from cloudsync.gateway.checksums import Checksums
@@ -353,6 +353,9 @@ class Subscriptions:
         if connection.subscriptions.get(subscription.id) is subscription and connection.live:
             connection.subscriptions.pop(subscription.id)
             self._remove(subscription)
+            if isinstance(error, psycopg.DataError):  # as when a label of an enum has another name now
+                name = subscription.table.name
+                error = BadFilter(f"{name} changed: a value of the filter is none of its column's any more.")
             connection.control(failure(error, subscription.id))
 
     async def _snapshot(self, subscription: Subscription, *, send: bool) -> None:

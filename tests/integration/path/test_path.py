@@ -354,3 +354,18 @@ async def test_a_document_that_python_cannot_decode_stops_nobody(world: World, d
     await bob.until(lambda: len(beside.rows) == 16)
     await ann.until(lambda: filtered.events == 2)
     assert (filtered.rows, filtered.faults) == ({}, [])
+
+
+async def test_a_label_of_another_name_reaches_those_who_hold_it(world: World) -> None:
+    """No row gets a new version by it; a filter that names the old label has no meaning any more."""
+    table = table_name("moods")
+    world.run(f"CREATE TYPE {table}_mood AS ENUM ('sad', 'glad')")
+    world.run(f"CREATE TABLE {table} (id integer PRIMARY KEY, tenant_id text, mood {table}_mood)")
+    world.run(f"SELECT cloudsync.track('{table}')")
+    world.run(f"INSERT INTO {table} VALUES (1, 'acme', 'sad')")
+    ann = await world.watch("acme", "ann")
+    everything, sad = await ann.subscribe("e", table), await ann.subscribe("s", table, where={"mood": "sad"})
+    world.run(f"ALTER TYPE {table}_mood RENAME VALUE 'sad' TO 'blue'")
+    await converged(world, [(ann, everything, table, "true")])
+    await ann.until(lambda: sad.errors)
+    assert sad.errors[0]["code"] == "bad_filter"
