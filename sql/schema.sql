@@ -2385,6 +2385,26 @@ BEGIN
 END
 $$;
 
+-- Our triggers on a table fire always. Who switches triggers off (DISABLE TRIGGER ALL, as pg_restore does) means the application's,
+-- and who switches them on again would leave ours silent for session_replication_role = replica. Runs as the table's owner.
+CREATE FUNCTION cloudsync.keep_triggers(rel oid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    trigger record;
+BEGIN
+    FOR trigger IN
+        SELECT t.tgname, t.tgrelid::regclass AS relation FROM pg_trigger t
+        WHERE t.tgrelid = ANY (rel || cloudsync.partitions_of(rel)) AND t.tgenabled <> 'A'
+          AND (t.tgname IN ('cloudsync_capture', 'cloudsync_truncate') OR t.tgname LIKE 'cloudsync\_depends\_%')
+    LOOP
+        EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', trigger.relation, trigger.tgname);
+        RAISE WARNING '% of % stays enabled: without it changes would be lost', trigger.tgname, trigger.relation
+            USING HINT = 'Call cloudsync.untrack() to end it.';
+    END LOOP;
+END
+$$;
+
 -- After every command that may change a table. Runs as whoever gives the command: triggers on partitions need their owner.
 CREATE FUNCTION cloudsync.on_ddl() RETURNS event_trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -2415,6 +2435,9 @@ BEGIN
             UNION SELECT cloudsync.using_type(c.reltype) FROM pg_class c -- of a composite type, or of a table as one
                 WHERE command.classid = 'pg_class'::regclass AND c.oid = command.objid AND c.reltype <> 0
         LOOP
+            IF command.command_tag = 'ALTER TABLE' AND command.classid = 'pg_class'::regclass THEN
+                PERFORM cloudsync.keep_triggers(command.objid);
+            END IF;
             SELECT * INTO result FROM cloudsync.refresh(table_id);
             FOREACH part IN ARRAY coalesce(result.added, '{}') LOOP
                 PERFORM cloudsync.install_truncate(part::regclass);
@@ -2887,6 +2910,7 @@ GRANT EXECUTE ON FUNCTION
     cloudsync.renamed(),
     cloudsync.using_type(oid),
     cloudsync.types_of(oid),
+    cloudsync.keep_triggers(oid),
     cloudsync.check_function(oid),
     cloudsync.check_casts(),
     cloudsync.note_dropped(oid, oid, text, text[])

@@ -44,6 +44,7 @@ class Sabotaged(Runner):
 
     def alter(self, text: str) -> None:
         with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute("SET cloudsync.tracking = 'on'")  # or capture would keep itself enabled
             connection.execute(sql.SQL(text).format(self._scratch.tables[0].identifier))
 
 

@@ -224,17 +224,21 @@ def _silent(conn: Connection[Any], relid: int) -> Iterator[None]:
         (relid,),
     ).fetchall()
     enable: dict[str, LiteralString] = {"O": "", "A": "ALWAYS", "R": "REPLICA"}
+    conn.execute("SET LOCAL cloudsync.tracking = on")  # or capture would keep its triggers enabled
     for schema, name, trigger, _ in triggers:
         _run(
             conn, "ALTER TABLE ONLY {table} DISABLE TRIGGER {trigger}",
             table=sql.Identifier(schema, name), trigger=sql.Identifier(trigger),
         )  # fmt: skip
+    conn.execute("SET LOCAL cloudsync.tracking = ''")
     yield
+    conn.execute("SET LOCAL cloudsync.tracking = on")
     for schema, name, trigger, state in triggers:
         _run(
             conn, "ALTER TABLE ONLY {table} ENABLE {how} TRIGGER {trigger}",
             table=sql.Identifier(schema, name), how=sql.SQL(enable[state]), trigger=sql.Identifier(trigger),
         )  # fmt: skip
+    conn.execute("SET LOCAL cloudsync.tracking = ''")
 
 
 def _holder(conn: Connection[Any], table: _Table, value: sql.Composable) -> _Partition | None:

@@ -329,3 +329,39 @@ def test_a_table_that_inherits_from_a_tracked_one_is_refused(notes: Database) ->
     notes.run("CREATE TABLE child (LIKE notes INCLUDING ALL)")
     _refused(notes, "ALTER TABLE child INHERIT notes", "CS003")
     assert notes.events() == []
+
+
+@pytest.mark.parametrize("named", ["ALL", "USER", "cloudsync_capture"])
+def test_capture_goes_on_when_triggers_are_switched_off(db: Database, named: str) -> None:
+    """As pg_restore --disable-triggers does; the application's own triggers are silent all the same."""
+    db.run(
+        "CREATE TABLE t (id int, tenant_id text, PRIMARY KEY (id, tenant_id)) PARTITION BY LIST (tenant_id)",
+        "CREATE TABLE t_rest PARTITION OF t DEFAULT",
+        "CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''stop''; END'",
+        "CREATE TRIGGER stop BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION stop()",
+    )
+    db.track("t")
+    for table in ("t", "t_rest"):
+        db.run(f"ALTER TABLE {table} DISABLE TRIGGER {named}")
+        if named == "cloudsync_capture":
+            db.run(f"ALTER TABLE {table} DISABLE TRIGGER stop")
+        db.run(f"INSERT INTO t VALUES (1, '{table}')", "TRUNCATE t")
+        assert db.ops() == "ct"
+        db.run(f"ALTER TABLE {table} ENABLE TRIGGER {named}")
+        with db.connection.transaction():
+            db.run("SET LOCAL session_replication_role = replica", f"INSERT INTO t VALUES (1, '{table}')")
+        db.run("DELETE FROM t")
+        assert db.ops() == "cd"
+
+
+def test_what_an_audience_depends_on_stays_watched(db: Database) -> None:
+    db.run(
+        "CREATE TABLE t (id int PRIMARY KEY, tenant_id text)",
+        "CREATE TABLE members (id int, who text)",
+        "CREATE FUNCTION readers(r t) RETURNS text[] LANGUAGE sql STABLE"
+        " AS 'SELECT array_agg(who) FROM public.members m WHERE m.id = r.id'",
+    )
+    db.track("t", audience="'public.readers'", audience_depends_on="""'{"public.members": {"id": "id"}}'""")
+    db.run("INSERT INTO t VALUES (1, 'acme')", "ALTER TABLE members DISABLE TRIGGER USER")
+    db.run("INSERT INTO members VALUES (1, 'ann')")
+    assert db.ops() == "cu"
