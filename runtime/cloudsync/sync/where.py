@@ -17,6 +17,8 @@ from cloudsync.sync.catalog import CatalogTable, TableColumn
 _MAX_CONDITIONS: Final = 32
 _MAX_OPERANDS: Final = 1000
 _MAX_TEXT: Final = 10_000
+_MAX_CHARACTERS: Final = 100_000  # of all operands: Redis and every router keep each filter
+_MAX_EXPONENT_DIGITS: Final = 3  # `1e100000` would be a text of so many digits
 _MAX_OPERAND_OF_TEXT: Final = 1000  # less than cloudsync.text_head() leaves of a text
 
 
@@ -65,6 +67,7 @@ def plain_where(table: CatalogTable, where: dict[str, Any] | None) -> tuple[Cond
 
 
 def _in_order(wanted: list[_Wanted]) -> tuple[Condition, ...]:
+    _check_size(wanted)
     conditions = [each.condition() for each in wanted]
     return tuple(sorted(conditions, key=lambda c: (c.column, c.operator, repr(c.operand))))
 
@@ -113,7 +116,13 @@ def _wanted(table: CatalogTable, where: dict[str, Any]) -> list[_Wanted]:
             found.append(_Wanted(column, operator, operand))
     if len(found) > _MAX_CONDITIONS:
         raise BadFilter(f"A where-clause may have {_MAX_CONDITIONS} conditions at most.")
+    _check_size(found)
     return found
+
+
+def _check_size(wanted: list[_Wanted]) -> None:
+    if sum(len(str(operand)) for each in wanted for operand in each.operands) > _MAX_CHARACTERS:
+        raise BadFilter(f"The operands of a where-clause may have {_MAX_CHARACTERS} characters at most.")
 
 
 async def _forms(connection: AsyncConnection[Any], asked: list[_Wanted]) -> list[list[Any]]:
@@ -181,6 +190,7 @@ def where_sql(table: CatalogTable, where: tuple[Condition, ...]) -> tuple[sql.Co
 _INTEGERS: Final = {"smallint": 15, "integer": 31, "bigint": 63}
 """Integer types and the bits beside their sign."""
 _INTEGER: Final = re.compile(r"-?[0-9]{1,19}", re.ASCII)
+_EXPONENT: Final = re.compile(r"[eE][+-]?[0_]*([0-9_]*)", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _CANONICAL: Final = {"numeric": "trim_scale(o.value::numeric)::text", "float": "(o.value::{})::text"}
 _MISFITS: Final = (psycopg.DataError, psycopg.errors.InsufficientPrivilege)
@@ -262,6 +272,9 @@ def _text_of(column: TableColumn, value: Any) -> str:
     text = str(value)
     if len(text) > _MAX_TEXT or "\x00" in text or not _encodable(text):
         raise BadFilter(f"The operand of {column.name!r} is too long or holds what PostgreSQL cannot store.")
+    exponent = _EXPONENT.search(text) if kind == "numeric" else None
+    if exponent is not None and len(exponent[1].replace("_", "")) > _MAX_EXPONENT_DIGITS:
+        raise BadFilter(f"The operand of {column.name!r} has an exponent that filters do not take.")
     return text
 
 

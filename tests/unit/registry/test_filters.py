@@ -322,6 +322,8 @@ def test_order_is_refused_where_it_would_not_be_sqls(sample: Sample, column: str
         {"txt": "a\0b"}, {"txt": "x" * 10_001}, {"txt": {"eq": "\ud800"}}, {"u": "x"}, {"u": 5}, {"d": "2020-02-30"},
         {"d": "x"}, {"tz": 5}, {"b": "true"}, {"b": 1}, {"byt": "!!!"}, {"byt": "abc"}, {"byt": 5}, {"en": "absent"},
         {"en": 5}, {"ch": 5}, {"dint": 40_000}, {"i4": int("9" * 300)},
+        {"num": "1e1000"}, {"num": {"in": [1, "-1.5E+00130000"]}}, {"num": {"gt": "1e-1000"}}, {"num": "1e1_000"},
+        {"txt": {"in": [f"{n:01000}" for n in range(101)]}}, {"num": {"in": [f"{n}e999" for n in range(1, 200)]}},
         {"i4": "'; DROP TABLE sample; --"}, {"d": "now() --"},
     ],
     ids=lambda where: str(where)[:40],
