@@ -2209,6 +2209,7 @@ DECLARE
     wanted cloudsync.tracked_tables;
     form record;
     current_name text;
+    names jsonb;
     attached boolean;
 BEGIN
     SELECT * INTO before FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id FOR UPDATE;
@@ -2271,6 +2272,18 @@ BEGIN
            wanted.column_policies, wanted.audience_depends_on, wanted.columns, wanted.partitions, form.row_expression,
            form.key_expression, form.key_text_expression, form.key_condition);
 
+    -- What a person is still to decide is about columns by their names.
+    SELECT jsonb_object_agg(b ->> 'name', w ->> 'name') INTO names
+    FROM jsonb_array_elements(before.columns) b JOIN jsonb_array_elements(wanted.columns) w ON w -> 'number' = b -> 'number'
+    WHERE w ->> 'name' <> b ->> 'name';
+    IF names IS NOT NULL THEN
+        UPDATE cloudsync.conflicts c SET key = cloudsync.renamed_fields(c.key, names),
+            fields = ARRAY(SELECT coalesce(names ->> f, f) COLLATE "C" FROM unnest(c.fields) f ORDER BY 1),
+            base = cloudsync.renamed_fields(c.base, names), theirs = cloudsync.renamed_fields(c.theirs, names),
+            mine = cloudsync.renamed_fields(c.mine, names)
+        WHERE c.table_id = p_table_id AND c.status = 'open';
+    END IF;
+
     -- Another key, or another text of the same key: nothing that is known under the old one holds.
     IF (wanted.key_numbers, form.key_text_expression) IS DISTINCT FROM (before.key_numbers, before.key_text_expression)
        AND NOT (wanted.key_numbers = before.key_numbers
@@ -2303,6 +2316,13 @@ BEGIN
         PERFORM cloudsync.record_audiences(p_table_id);
     END IF;
 END
+$$;
+
+-- An object whose fields have new names, where they have one.
+CREATE FUNCTION cloudsync.renamed_fields(object jsonb, names jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT jsonb_object_agg(coalesce(names ->> o.key, o.key), o.value) FROM jsonb_each(object) o
 $$;
 
 CREATE FUNCTION cloudsync.key_types(columns jsonb, key_numbers smallint[]) RETURNS jsonb

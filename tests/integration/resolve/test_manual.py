@@ -452,3 +452,19 @@ async def test_another_key_closes_its_tables_conflicts_and_no_others(
     assert not await ann.conflicts(table="tags")
     assert await ann.refused(closed, "mine") == "unknown_conflict"
     assert (await ann.applied(other, "mine")).outcome == "applied"
+
+
+async def test_columns_of_another_name(workshop: Workshop, people: tuple[Person, Person]) -> None:
+    """What is to be decided goes by the new names, the key's too; else nobody could decide it any more."""
+    ann, bob = people
+    conflict_id = await contested(ann, bob)
+    workshop.run("ALTER TABLE notes RENAME title TO id2")
+    workshop.run("ALTER TABLE notes RENAME id TO title")
+    workshop.run("ALTER TABLE notes RENAME id2 TO heading")
+    await workshop.catalog.load(ann.connection)
+    (conflict,) = await bob.conflicts()
+    assert (conflict["key"], conflict["fields"]) == ({"title": 1}, ["heading"])
+    told = ("base", "theirs", "mine")
+    assert [conflict[name] for name in told] == [{"heading": value} for value in ("old", "bob", "ann")]
+    await ann.applied(conflict_id, "mine")
+    assert workshop.run("SELECT title, heading FROM notes") == [(1, "ann")]
