@@ -24,6 +24,7 @@ from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import SNAPSHOT, SUBSCRIPTION_REFUSED
 from cloudsync.errors import BadFilter, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
+from cloudsync.gateway.allowance import Allowance
 from cloudsync.gateway.answers import failure, row_texts
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
@@ -53,6 +54,7 @@ from cloudsync.sync.snapshot import open_snapshot
 from cloudsync.sync.where import canonical_columns, canonical_where, plain_where
 
 _RETRY_S: Final = 0.5
+_ASKED_PER_S: Final = 20
 _PATIENCE_S: Final = 3.0
 """So long a new subscription waits for PostgreSQL: what a fail-over cut off is connected again by then."""
 
@@ -111,6 +113,7 @@ class Subscriptions:
         )
         self._asked: dict[Connection, dict[str, asyncio.Task[None]]] = {}
         """Requests that are being looked at: they count, and can be taken back, like subscriptions."""
+        self._allowed: dict[Connection, Allowance] = {}
         self.checksums: Checksums | None = None
         self.ended: Callable[[Subscription], None] | None = None
         """Told of each subscription that is over."""
@@ -148,6 +151,14 @@ class Subscriptions:
             raise LimitReached(
                 f"A connection may have {self._settings.subscriptions_per_connection} subscriptions at most."
             )
+        allowed = self._allowed.get(connection)
+        if allowed is None:
+            at_once = 2 * self._settings.subscriptions_per_connection
+            allowed = self._allowed[connection] = Allowance(_ASKED_PER_S, at_once)
+        if not allowed.take():
+            raise LimitReached(
+                f"A connection may begin {_ASKED_PER_S} subscriptions a second in the long run."
+            )
         asked[id_] = self._start(begin())
 
     def unsubscribe(self, connection: Connection, subscription_id: str) -> None:
@@ -181,6 +192,7 @@ class Subscriptions:
 
     def forget(self, connection: Connection) -> None:
         """The connection ended: give up its subscriptions."""
+        self._allowed.pop(connection, None)
         for asked in self._asked.pop(connection, {}).values():
             asked.cancel()
         for subscription in connection.subscriptions.values():

@@ -8,7 +8,6 @@ count as a repeat.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import CHANGE_REJECTED
 from cloudsync.errors import ClientRefused, LimitReached
 from cloudsync.events import Position, parse_lsn
+from cloudsync.gateway.allowance import Allowance
 from cloudsync.gateway.answers import loggable, unforeseen
 from cloudsync.gateway.conflicts import OpenConflicts
 from cloudsync.gateway.connection import Connection
@@ -48,26 +48,6 @@ _log = logs.get("gateway")
 Request = ChangeRequest | TextRequest | ResolveRequest
 
 
-class _Allowance:
-    """How many requests of a kind may come now."""
-
-    __slots__ = ("_at_s", "_burst", "_left", "_per_s")
-
-    def __init__(self, per_s: int, burst: int) -> None:
-        self._per_s, self._burst = per_s, burst
-        self._left = float(burst)
-        self._at_s = time.monotonic()
-
-    def take(self) -> bool:
-        now_s = time.monotonic()
-        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._per_s)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class _Queue:
     """The changes of one connection that wait for their turn."""
 
@@ -78,8 +58,8 @@ class _Queue:
         """With the sizes of their frames."""
         self.size_bytes = 0
         self.task: asyncio.Task[None] | None = None
-        self.changes_allowed = _Allowance(settings.changes_per_s, settings.changes_burst)
-        self.texts_allowed = _Allowance(settings.texts_per_s, settings.texts_per_s)
+        self.changes_allowed = Allowance(settings.changes_per_s, settings.changes_burst)
+        self.texts_allowed = Allowance(settings.texts_per_s, settings.texts_per_s)
         self.refused_from: Error | None = None
         """The client is to begin again from this change."""
 

@@ -268,6 +268,25 @@ async def test_unsubscribing_at_once_is_not_lost(world: World, table: str) -> No
     assert last.faults == []
 
 
+async def test_who_subscribes_without_end_is_slowed_down(world: World, table: str) -> None:
+    """Each one costs a snapshot, Redis, and every router of the tenant: many at once, few for ever."""
+    watcher = await world.watch("acme", "ann")
+    for number in range(400):
+        await watcher.subscribe(f"s{number}", table, wait=False, where={"n": number}, snapshot=False)
+        await watcher.send({"type": "unsubscribe", "id": f"s{number}"})
+    await watcher.send({"type": "unsubscribe", "id": "nothing"})
+    await watcher.error(ref="nothing")
+    refused = [
+        s for s in watcher.subscriptions.values() if any(e["code"] == "limit_reached" for e in s.errors)
+    ]
+    assert 100 < len(refused) <= 200
+    other = await world.watch("acme", "bob")
+    assert len((await other.subscribe("s", table)).rows) == 5
+    await asyncio.sleep(0.2)
+    assert len((await watcher.subscribe("again", table)).rows) == 5
+    assert watcher.closed is None
+
+
 async def test_refetch_answers_with_the_row(world: World, table: str) -> None:
     watcher = await world.watch("acme", "ann")
     await watcher.subscribe("s", table)
