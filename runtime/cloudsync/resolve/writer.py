@@ -28,7 +28,7 @@ from cloudsync.resolve.lww import (
 from cloudsync.resolve.refusals import ChangeRefused, refusal_of
 from cloudsync.resolve.turn import Answer, Applied, Moved, Turn, Work, carry_out
 from cloudsync.resolve.values import Values, checked, json_object, record
-from cloudsync.rows import columns_of
+from cloudsync.rows import RowValues, columns_of
 from cloudsync.sync.catalog import Catalog, CatalogTable
 from cloudsync.sync.snapshot import expression
 from cloudsync.tokens import Principal
@@ -133,11 +133,12 @@ def _explained(
     table: CatalogTable, principal: Principal, change: ChangeRequest, refused: ChangeRefused
 ) -> ChangeRefused:
     """The same refusal, naming what of the written tenant and owner are not the writer's own."""
-    rules = {table.tenant_column: principal.tenant, table.owner_column: principal.user}
-    written = {**change.key, **change.values}
-    wrong = [n for n, own in rules.items() if n in written and str(msgspec.json.decode(written[n])) != own]
+    wanted = ((table.tenant_column, principal.tenant), (table.owner_column, principal.user))
+    rules = {name: own for name, own in wanted if name is not None}
+    written = RowValues({**change.key, **change.values})
+    wrong = [name for name, own in rules.items() if name in written and str(written[name]) != own]
     if not wrong and change.op == "create":
-        wrong = [name for name in rules if name is not None and name not in written]
+        wrong = [name for name in rules if name not in written]
     if not wrong:
         return refused
     musts = " and ".join(f"{name} must be {rules[name]!r}" for name in wrong)
