@@ -968,7 +968,10 @@ BEGIN
     END IF;
 
     v_changed := replace('{' || %19$s || '}', E'\x01', %14$s);
-    IF TG_OP <> 'INSERT' AND NOT (v_late IS TRUE AND cloudsync.row_exists(%6$s, %11$s)) THEN%12$s
+    IF TG_OP <> 'INSERT' AND NOT (v_late IS TRUE AND cloudsync.row_exists(%6$s, %11$s, %20$s)) THEN%12$s
+        IF v_late THEN -- a trigger may have put it back for another tenant
+            PERFORM cloudsync.emit_current(%6$s, %11$s, 'c', NULL, NULL, NULL);
+        END IF;
     END IF;
 
     IF TG_OP <> 'DELETE' THEN
@@ -1012,7 +1015,8 @@ $t$,
         /* 16 */ cuts,
         history,
         /* 18 */ CASE WHEN by_function THEN 'coalesce(v_changed, ''{'')' ELSE 'v_changed' END,
-        cloudsync.stamp_text(''));
+        cloudsync.stamp_text(''),
+        /* 20 */ tenant_old);
 END
 $$;
 
@@ -1055,7 +1059,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION cloudsync.row_exists(p_table_id integer, p_key jsonb) RETURNS boolean
+-- Whether a row is there now, as the tenant's.
+CREATE FUNCTION cloudsync.row_exists(p_table_id integer, p_key jsonb, p_tenant text) RETURNS boolean
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET lc_monetary = 'C'
 AS $$
 DECLARE
@@ -1063,8 +1068,10 @@ DECLARE
     tracked cloudsync.tracked_tables;
 BEGIN
     SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %s AS t WHERE %s)', tracked.relid::regclass,
-        replace(replace(tracked.key_condition, '{row}', 't'), '{key}', '$1')) INTO found_one USING p_key;
+    EXECUTE format('SELECT EXISTS (SELECT FROM %s AS t WHERE %s AND %s = $2)', tracked.relid::regclass,
+        replace(replace(tracked.key_condition, '{row}', 't'), '{key}', '$1'),
+        CASE WHEN tracked.tenant_column IS NULL THEN '$2' ELSE format('coalesce(t.%I::text, '''')', tracked.tenant_column) END)
+    INTO found_one USING p_key, p_tenant;
     RETURN found_one;
 END
 $$;

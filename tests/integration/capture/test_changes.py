@@ -466,3 +466,44 @@ def test_columns_named_like_words_of_plpgsql(db: Database) -> None:
     assert events[1].old == {"if": "4", "execute": "5"}
     assert events[-1].key == {"for": 1, "by": "10"}
     assert events[0].audience == ["2"]
+
+
+def test_a_row_leaves_its_tenant_after_a_trigger_has_written(db: Database) -> None:
+    """What a trigger has written before, to whatever table, must not hide that the row left its tenant."""
+    db.run(
+        "CREATE TABLE notes (id int PRIMARY KEY, tenant_id text, n int)",
+        "CREATE TABLE log (id int PRIMARY KEY, tenant_id text)",
+        "CREATE FUNCTION count_it() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN UPDATE notes SET n = n + 1 WHERE id = 1; RETURN NULL; END'",
+        "CREATE TRIGGER count_it AFTER INSERT ON log FOR EACH ROW EXECUTE FUNCTION count_it()",
+    )
+    db.track("notes")
+    db.track("log")
+    db.run("INSERT INTO notes VALUES (1, 'a', 0), (2, 'a', 0)")
+    db.events()
+    with db.connection.transaction():
+        db.run("INSERT INTO log VALUES (1, 'a')", "UPDATE notes SET tenant_id = 'b' WHERE id = 2")
+    told = [(e.op, e.tenant, e.key["id"]) for e in db.events() if e.table == "public.notes"]
+    assert told[:2] == [("u", "a", 1), ("d", "a", 2)]
+    assert set(told[2:]) == {("c", "b", 2)}
+    with db.connection.transaction():
+        db.run("INSERT INTO log VALUES (2, 'a')", "DELETE FROM notes WHERE id = 2")
+    assert [(e.op, e.tenant) for e in db.events() if e.key == {"id": 2}][-1] == ("d", "b")
+
+
+def test_a_trigger_puts_a_row_back_for_another_tenant(db: Database) -> None:
+    db.run(
+        "CREATE TABLE notes (id int PRIMARY KEY, tenant_id text)",
+        "CREATE FUNCTION give() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO notes VALUES (OLD.id, ''b''); RETURN NULL; END'",
+        "CREATE TRIGGER a_give AFTER DELETE ON notes FOR EACH ROW WHEN (OLD.tenant_id = 'a')"
+        " EXECUTE FUNCTION give()",
+    )
+    db.track("notes")
+    db.run("INSERT INTO notes VALUES (1, 'a')")
+    db.events()
+    db.run("DELETE FROM notes")
+    events = db.events()
+    assert ("d", "a") in [(e.op, e.tenant) for e in events]
+    assert (events[-1].op, events[-1].tenant) == ("c", "b")
+    assert db.one("SELECT version, deleted_at FROM cloudsync.row_state") == (events[-1].version, None)
