@@ -379,8 +379,11 @@ CREATE TABLE cloudsync.audience_locks (
     table_id integer NOT NULL,
     bucket smallint NOT NULL,
     changes bigint NOT NULL DEFAULT 0,
+    unsure boolean NOT NULL DEFAULT false,
     PRIMARY KEY (table_id, bucket)
 ) WITH (fillfactor = 50);
+COMMENT ON COLUMN cloudsync.audience_locks.unsure IS
+    'a writer with an old snapshot changed the audience of rows that it could not see: see settle_audiences()';
 
 ---------------------------------------------------------------------------------------------------
 -- Values and shards
@@ -1297,7 +1300,8 @@ AS $$
 BEGIN
     IF p_bucket IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(1129512960 + p_table_id, p_bucket);
-        UPDATE cloudsync.audience_locks l SET changes = l.changes + 1
+        UPDATE cloudsync.audience_locks l SET changes = l.changes + 1,
+            unsure = l.unsure OR current_setting('transaction_isolation') IN ('repeatable read', 'serializable')
         WHERE l.table_id = p_table_id AND l.bucket = p_bucket;
     END IF;
 END
@@ -1329,6 +1333,38 @@ BEGIN
            t.schema_name || '.' || t.table_name, p_key, 'u', v_version, p_row, '{}', p_audience, before,
            cloudsync.actor(), cloudsync.text_columns(t), nullif(cloudsync.has_manual(t), false), clock_timestamp()
     FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
+END
+$$;
+
+-- What a writer with an old snapshot could not record: who sees the rows that were written since it was taken. Whoever sees them now
+-- would never be told when he does not any more. A reset follows such a write; gateways call this before they read the rows for it.
+CREATE FUNCTION cloudsync.settle_audiences() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'iso_8601'
+SET extra_float_digits = '1' SET bytea_output = 'hex' SET lc_monetary = 'C' SET lock_timeout = '5s'
+AS $$
+DECLARE
+    tracked cloudsync.tracked_tables;
+    unsure record;
+    concerned text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.unsure) THEN
+        RETURN;
+    END IF;
+    PERFORM pg_advisory_xact_lock(1129512960, 3);
+    FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer ORDER BY l.bucket) AS buckets
+                  FROM cloudsync.audience_locks l WHERE l.unsure GROUP BY l.table_id ORDER BY l.table_id LOOP
+        PERFORM pg_advisory_xact_lock(1129512960 + unsure.table_id, b) FROM unnest(unsure.buckets) AS b;
+        SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = unsure.table_id;
+        SELECT string_agg(format('cloudsync.audience_bucket(%s) = ANY ($2)', cloudsync.dependency_value(d, tracked.relid, 't', 1)), ' OR ')
+        INTO concerned FROM jsonb_array_elements(tracked.dependencies) d;
+        EXECUTE format('INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience)
+            SELECT $1, q.key_text, $3, q.audience FROM (%s(%s)) q
+            ON CONFLICT (table_id, key) DO UPDATE SET audience = excluded.audience
+            WHERE r.audience IS DISTINCT FROM excluded.audience', cloudsync.current_query(tracked), coalesce(concerned, 'true'))
+        USING tracked.table_id, unsure.buckets, tracked.version_floor;
+        UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = unsure.table_id AND l.bucket = ANY (unsure.buckets);
+    END LOOP;
 END
 $$;
 
@@ -2958,7 +2994,7 @@ GRANT SELECT, INSERT, UPDATE ON cloudsync.audit_heads, cloudsync.audit_progress 
 GRANT SELECT ON cloudsync.canary TO cloudsync_service;
 GRANT SELECT, INSERT ON cloudsync.losses TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.maintain(integer, integer), cloudsync.vitals(text),
-    cloudsync.write_canaries() TO cloudsync_service;
+    cloudsync.write_canaries(), cloudsync.settle_audiences() TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.note_fields(integer, text, bigint, jsonb, jsonb),
     cloudsync.note_conflict(integer, jsonb, uuid, jsonb, bigint, text) TO cloudsync_service;
 GRANT EXECUTE ON FUNCTION cloudsync.edit_text(text, jsonb, integer), cloudsync.apply_text(text, jsonb) TO cloudsync_client;

@@ -133,6 +133,11 @@ class Subscriptions:
                     await self.catalog.load(connection)
                 self._catalog_read = reading
 
+    async def settle_audiences(self) -> None:
+        """Let PostgreSQL record who sees rows that a writer with an old snapshot gave to others, unseen."""
+        async with self._pool.connection(timeout=5) as connection:
+            await connection.execute("SELECT cloudsync.settle_audiences()")
+
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
         self._ask(connection, request.id, lambda: self._subscribe(connection, request))
@@ -421,6 +426,7 @@ class Subscriptions:
         """However long PostgreSQL is away: views that start over by the old catalog would stay wrong."""
         while True:
             try:
+                await self.settle_audiences()
                 return await self.load_catalog()
             except (psycopg.Error, PoolTimeout) as error:
                 _log.warning("catalog not reloaded", reason=type(error).__name__)

@@ -204,6 +204,27 @@ def test_an_old_snapshot_does_not_write_an_old_audience(projects: Database, writ
     assert "dan" in (projects.events()[-1].audience or [])
 
 
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_who_was_given_a_row_unseen_is_told_when_it_goes(projects: Database, level: str) -> None:
+    """A writer with an old snapshot changes the audience of rows that it cannot see; a reset shows them."""
+    with projects.connect(autocommit=False) as changer, projects.connect() as gateway:
+        changer.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
+        changer.execute("SELECT 1 FROM projects")
+        projects.run("INSERT INTO projects VALUES (8, 'a', 'eight'), (9, 'a', 'nine')")
+        changer.execute("INSERT INTO members VALUES (8, 'dan')")
+        changer.commit()
+        assert [event.op for event in projects.events()] == ["c", "c", "t"]
+        gateway.execute("SET SESSION AUTHORIZATION cloudsync_service")
+        for _ in range(2):
+            gateway.execute("SELECT cloudsync.settle_audiences()")
+    assert projects.events() == []
+    recorded = dict(projects.rows("SELECT key, audience FROM cloudsync.row_state"))
+    assert (recorded['["8"]'], recorded['["9"]'], recorded['["2"]']) == (["dan"], [], ["cyd"])
+    assert not projects.rows("SELECT FROM cloudsync.audience_locks WHERE unsure")
+    projects.run("DELETE FROM members WHERE user_id = 'dan'")
+    assert _changes(projects) == [("u", "8", ["dan"], [])]
+
+
 def test_a_deleted_row_is_not_brought_back_by_its_members(projects: Database, eventually) -> None:  # type: ignore[no-untyped-def]
     with projects.connect(autocommit=False) as writer, projects.connect(autocommit=False) as changer:
         writer.execute("DELETE FROM projects WHERE id = 1")

@@ -369,3 +369,30 @@ async def test_a_label_of_another_name_reaches_those_who_hold_it(world: World) -
     await converged(world, [(ann, everything, table, "true")])
     await ann.until(lambda: sad.errors)
     assert sad.errors[0]["code"] == "bad_filter"
+
+
+async def test_a_member_of_whom_an_old_snapshot_knew_nothing_leaves_again(world: World) -> None:
+    table = table_name("tasks")
+    world.run(f"CREATE TABLE {table} (id integer PRIMARY KEY, tenant_id text, team integer)")
+    world.run(f"CREATE TABLE {table}_members (team integer, who text)")
+    world.run(
+        f"CREATE FUNCTION {table}_readers(r {table}) RETURNS text[] LANGUAGE sql STABLE AS"
+        f" 'SELECT coalesce(array_agg(m.who), ''{{}}'') FROM public.{table}_members m WHERE m.team = r.team'"
+    )
+    depends = json.dumps({f"public.{table}_members": {"team": "team"}})
+    world.run(
+        f"SELECT cloudsync.track('{table}', audience => 'public.{table}_readers',"
+        f" audience_depends_on => '{depends}')"
+    )
+    eve = await world.watch("acme", "eve")
+    view = await eve.subscribe("s", table)
+    with world.connect() as changer:
+        changer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")
+        changer.execute(f"SELECT FROM {table}".encode())
+        world.run(f"INSERT INTO {table} VALUES (1, 'acme', 3)")
+        changer.execute(f"INSERT INTO {table}_members VALUES (3, 'eve')".encode())
+        changer.execute("COMMIT")
+    await eve.until(lambda: view.rows)
+    world.run(f"DELETE FROM {table}_members")
+    await eve.until(lambda: not view.rows)
+    assert view.faults == []
