@@ -149,27 +149,50 @@ def touch(conn: Connection[Any], table: str, key: Mapping[str, Any]) -> int:
     relid = _resolve(conn, table)
     try:
         with conn.transaction():
+            _check_key(conn, relid, table, key)
             row = conn.execute(
                 "SELECT cloudsync.touch(%s::oid::regclass, %s)", (relid, Jsonb(dict(key)))
             ).fetchone()
+    except psycopg.DataError as error:
+        raise TrackRefused(
+            f"{table} cannot have a row with this key: {error.diag.message_primary}."
+        ) from error
     except psycopg.Error as error:
         _refuse(error, table)
     if row is None or row[0] is None:
-        raise TrackRefused(
-            f"{table} has no row with this key.", hint='Give every key column, as in {"id": 7}.'
-        )
+        raise TrackRefused(f"{table} has no row with this key.")
     version: int = row[0]
     return version
+
+
+def _check_key(conn: Connection[Any], relid: int, table: str, key: Mapping[str, Any]) -> None:
+    """Another column than the key's is a mistake, and no row that is missing. Raises TrackRefused."""
+    columns = [
+        name
+        for (name,) in conn.execute(
+            "SELECT a.attname FROM pg_index i CROSS JOIN unnest(i.indkey) WITH ORDINALITY AS k (number, n)"
+            " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number"
+            " WHERE i.indrelid = %s AND i.indisprimary AND k.n <= i.indnkeyatts ORDER BY k.n",
+            (relid,),
+        )
+    ]
+    if columns and set(columns) != set(key):  # without a key it is not tracked, which the database says
+        given = ", ".join(key) or "no column"
+        raise TrackRefused(f"The key of {table} is {', '.join(columns)}; this one names {given}.")
 
 
 def _resolve(conn: Connection[Any], table: str) -> int:
     """The table's oid: by exact name, `public` if it has no schema, else as SQL would read it."""
     schema, dot, name = table.partition(".")
-    row = conn.execute(
-        "SELECT coalesce((SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE (n.nspname, c.relname) = (%s, %s)), to_regclass(%s))::bigint",
-        (schema if dot else "public", name if dot else schema, table),
-    ).fetchone()
+    try:
+        with conn.transaction():
+            row = conn.execute(
+                "SELECT coalesce((SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE (n.nspname, c.relname) = (%s, %s)), to_regclass(%s))::bigint",
+                (schema if dot else "public", name if dot else schema, table),
+            ).fetchone()
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.SyntaxError, psycopg.errors.InvalidName):
+        row = None  # what cannot be read as a name, or is one of another database, is none of a table here
     if row is None or row[0] is None:
         raise TrackRefused(f"There is no table {table}.", hint="Write it as schema.table.")
     oid: int = row[0]
@@ -179,7 +202,7 @@ def _resolve(conn: Connection[Any], table: str) -> int:
 def _refuse(error: psycopg.Error, table: str) -> NoReturn:
     """The database's refusals as errors of ours; what is no refusal is raised as it is."""
     state = error.sqlstate or ""
-    sentence = _sentence(error.diag.message_primary or str(error))
+    sentence = _sentence(error.diag.message_primary or str(error), table)
     hint = error.diag.message_hint
     if state == _NOT_TRACKED:
         raise NotTracked(sentence, hint=hint) from error
@@ -194,8 +217,12 @@ def _refuse(error: psycopg.Error, table: str) -> NoReturn:
     raise error
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+def _sentence(text: str, table: str) -> str:
+    """A message of PostgreSQL as a sentence; a name at its beginning stays as it is written."""
+    first = text.partition(" ")[0]
+    if first.isalpha() and first != table:  # names come with their schema, but for a temporary table's
+        text = f"{text[:1].upper()}{text[1:]}"
+    return f"{text}{'' if text.endswith('.') else '.'}"
 
 
 def _load(conn: Connection[Any], query: str, arguments: tuple[Any, ...]) -> list[TrackedTable]:

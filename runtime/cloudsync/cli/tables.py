@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Final
 
 import typer
 
@@ -17,12 +19,25 @@ from cloudsync.cli.arguments import (
     json_object,
     pair,
 )
+from cloudsync.errors import CaptureError
+
+_OPTIONS: Final = {
+    "with tenant_column,": "with --tenant-column,",
+    ": tenant => 'acme'": ": --tenant acme",
+    ": SELECT cloudsync.track(...)": ": `cloudsync track`",
+    "audience => 'schema.function'": "--audience schema.function",
+    "Leave checked out": "Leave --checked out",
+    ", owner_column and audience.": ", --owner-column and --audience.",
+}
+"""What the database's hints say in SQL, as it is said here."""
 
 
 @app.command(rich_help_panel=TABLES)
 def track(
     table: TableName,
-    tenant_column: Annotated[str, typer.Option(help="Column with the row's tenant.")] = "tenant_id",
+    tenant_column: Annotated[
+        str | None, typer.Option(help="Column with the row's tenant.", show_default="tenant_id")
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="One tenant for all rows, instead of a column.")] = None,
     owner_column: Annotated[str | None, typer.Option(help="Column with the row's only reader.")] = None,
     audience: Annotated[str | None, typer.Option(help="Function from a row to the users who see it.")] = None,
@@ -41,11 +56,16 @@ def track(
     """Capture every change of a table from now on."""
     from cloudsync.capture import tracking
 
-    with database(postgres_url, data, dedicated=dedicated) as connection:
+    if tenant is not None and tenant_column is not None:
+        raise typer.BadParameter(
+            "--tenant gives every row to one tenant, --tenant-column names the column that says whose a row"
+            " is: give one of them."
+        )
+    with _hints_of_options(), database(postgres_url, data, dedicated=dedicated) as connection:
         tracked = tracking.track(
             connection,
             table,
-            tenant_column=tenant_column,
+            tenant_column=tenant_column or "tenant_id",
             tenant=tenant,
             owner_column=owner_column,
             audience=audience,
@@ -67,7 +87,7 @@ def untrack(
     """Stop capturing a table and remove what `track` made."""
     from cloudsync.capture import tracking
 
-    with database(postgres_url, data, dedicated=dedicated) as connection:
+    with _hints_of_options(), database(postgres_url, data, dedicated=dedicated) as connection:
         tracking.untrack(connection, table)
     typer.echo(f"No longer tracking {table}.")
 
@@ -83,7 +103,7 @@ def touch(
     """Send a row to its readers once more."""
     from cloudsync.capture import tracking
 
-    with database(postgres_url, data, dedicated=dedicated) as connection:
+    with _hints_of_options(), database(postgres_url, data, dedicated=dedicated) as connection:
         tracking.touch(connection, table, json_object("KEY", key))
     typer.echo(f"Touched {table} {key}.")
 
@@ -119,3 +139,14 @@ def tail(
         as_json=as_json,
         limit=limit,
     )
+
+
+@contextmanager
+def _hints_of_options() -> Iterator[None]:
+    """Have what the database advises be said in options of the command line."""
+    try:
+        yield
+    except CaptureError as error:
+        for in_sql, here in _OPTIONS.items():
+            error.hint = error.hint and error.hint.replace(in_sql, here)
+        raise
