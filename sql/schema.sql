@@ -2029,11 +2029,14 @@ AS $$
 DECLARE
     result record;
     before jsonb;
+    read_before text;
+    read_now text;
 BEGIN
     IF (SELECT c.relkind FROM pg_class c WHERE c.oid = tbl) IN ('r', 'p') THEN -- others are refused below
         EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', tbl);
     END IF;
     before := cloudsync.tracked_rule(tbl);
+    read_before := cloudsync.tracked_readers(tbl);
     IF cloudsync.may_manage(tbl) AND jsonb_typeof(audience_depends_on) = 'object' THEN
         PERFORM cloudsync.grant_usage(tbl, audience, ARRAY(SELECT jsonb_object_keys(audience_depends_on)));
     END IF;
@@ -2050,11 +2053,26 @@ BEGIN
         END IF;
         PERFORM set_config('cloudsync.tracking', '', true);
     END IF;
+    read_now := cloudsync.tracked_readers(tbl);
+    IF read_before <> read_now THEN
+        RAISE WARNING 'who sees rows of % is now decided by %, and no longer by %', tbl, read_now, read_before
+            USING HINT = 'A call of cloudsync.track() gives all rules: what it leaves out is taken away.';
+    END IF;
     RETURN result.table_id;
 END
 $$;
 
--- What decides who sees the rows of a table; null if it is not tracked.
+-- What decides who sees the rows of a table, for people; null if it is not tracked.
+CREATE FUNCTION cloudsync.tracked_readers(rel oid) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT concat_ws(', ', 'tenant column ' || t.tenant_column, 'tenant ' || t.tenant_constant, 'owner column ' || t.owner_column,
+                     'audience ' || t.audience_function::text, 'which depends on ' || nullif(t.audience_depends_on, '{}')::text,
+                     CASE WHEN t.checked THEN 'checked' END)
+    FROM cloudsync.tracked_tables t WHERE t.relid = rel
+$$;
+
+-- The same by number, for comparison.
 CREATE FUNCTION cloudsync.tracked_rule(rel oid) RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -2957,6 +2975,7 @@ GRANT EXECUTE ON FUNCTION
     cloudsync.drop_dependency_triggers(integer),
     cloudsync.tracked(oid),
     cloudsync.tracked_rule(oid),
+    cloudsync.tracked_readers(oid),
     cloudsync.settle(oid),
     cloudsync.drop_functions(integer),
     cloudsync.unregister(oid, boolean),

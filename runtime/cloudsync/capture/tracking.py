@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, Self
 
 import msgspec
 import psycopg
@@ -36,6 +36,48 @@ class Column(msgspec.Struct, frozen=True):
     not_null: bool
     generated: bool
     number: int
+
+
+class Rules(NamedTuple):
+    """Who sees the rows of a table, and what becomes of conflicts; as text, in words for people."""
+
+    tenant_column: str | None
+    tenant: str | None
+    owner_column: str | None
+    audience: str | None
+    audience_depends_on: Mapping[str, Mapping[str, str]]
+    conflict: str
+    columns: Mapping[str, str]
+    checked: bool
+
+    @classmethod
+    def of(
+        cls, *, tenant_column: str | None, tenant: str | None, conflict: str, columns: Mapping[str, str],
+        **others: Any,
+    ) -> Self:  # fmt: skip
+        """Without what says nothing: a column beside a constant, a policy that is the table's."""
+        return cls(
+            tenant_column=tenant_column if tenant is None else None,
+            tenant=tenant,
+            conflict=conflict,
+            columns={name: policy for name, policy in columns.items() if policy != conflict},
+            **others,
+        )
+
+    def __str__(self) -> str:
+        depends_on = ", ".join(self.audience_depends_on)
+        policies = ", ".join(f"{name} {policy}" for name, policy in sorted(self.columns.items()))
+        parts = (
+            self.tenant_column and f"tenant column {self.tenant_column}",
+            self.tenant and f"tenant {self.tenant}",
+            self.owner_column and f"owner column {self.owner_column}",
+            self.audience and f"audience {self.audience}",
+            depends_on and f"which depends on {depends_on}",
+            self.conflict != "lww" and f"conflicts {self.conflict}",
+            policies and f"conflicts of {policies}",
+            self.checked and "checked",
+        )
+        return ", ".join(part for part in parts if part)
 
 
 class TrackedTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +114,19 @@ class TrackedTable(msgspec.Struct, frozen=True, kw_only=True):
         """As `change_log.table_name` and the wire have it: schema.table, unquoted."""
         return f"{self.schema_name}.{self.table_name}"
 
+    @property
+    def rules(self) -> Rules:
+        return Rules.of(
+            tenant_column=self.tenant_column,
+            tenant=self.tenant_constant,
+            owner_column=self.owner_column,
+            audience=self.audience_function,
+            audience_depends_on=self.audience_depends_on,
+            conflict=self.conflict,
+            columns=self.column_policies,
+            checked=self.checked,
+        )
+
     def policy(self, column: str) -> str:
         """The conflict policy of a column: its own, else the table's."""
         return self.column_policies.get(column, self.conflict)
@@ -104,13 +159,27 @@ def track(
     conflict: str = "lww",
     columns: Mapping[str, str] | None = None,
     checked: bool = False,
+    replace: bool = True,
 ) -> TrackedTable:
     """Start capturing a table, or change how it is captured; the same call twice changes nothing.
 
     `tenant` gives the whole table to one tenant, instead of a column. `audience` names a function from a
-    row to the ids of the users who may see it. Raises TrackRefused, with the database's sentence and hint.
+    row to the ids of the users who may see it. Raises TrackRefused, with the database's sentence and hint;
+    without `replace` also for a table that is tracked with other rules.
     """
     relid = _resolve(conn, table)
+    if not replace:
+        wanted = Rules.of(
+            tenant_column=tenant_column,
+            tenant=tenant,
+            owner_column=owner_column,
+            audience=audience and _function(conn, relid, audience),
+            audience_depends_on=audience_depends_on or {},
+            conflict=conflict,
+            columns=columns or {},
+            checked=checked,
+        )
+        _keep_rules(conn, relid, wanted)
     try:
         with conn.transaction():
             conn.execute(
@@ -132,6 +201,28 @@ def track(
     except psycopg.Error as error:
         _refuse(error, table)
     return _load(conn, _QUERY + " WHERE relid = %s", (relid,))[0]
+
+
+def _keep_rules(conn: Connection[Any], relid: int, wanted: Rules) -> None:
+    """Raise TrackRefused if the table is tracked with others: what a call leaves out would be taken away."""
+    for known in _load(conn, _QUERY + " WHERE relid = %s", (relid,)):
+        if known.rules != wanted:
+            raise TrackRefused(
+                f"{known.name} is tracked with {known.rules}; this call would make that {wanted}.",
+                hint="Give all rules that are to stay; --replace takes away what is not given.",
+            )
+
+
+def _function(conn: Connection[Any], relid: int, written: str) -> str:
+    """The audience function that is meant, as the record has it; as it was written if there is none."""
+    row = conn.execute(
+        "SELECT p.oid::regprocedure::text FROM pg_class c JOIN pg_namespace h ON h.oid = c.relnamespace"
+        " CROSS JOIN LATERAL cloudsync.name_parts(split_part(%s, '(', 1), h.nspname) AS parts"
+        " JOIN pg_namespace n ON n.nspname = parts[1] JOIN pg_proc p ON p.pronamespace = n.oid"
+        " AND p.proname = parts[2] AND p.pronargs = 1 AND p.proargtypes[0] = c.reltype WHERE c.oid = %s",
+        (written, relid),
+    ).fetchone()
+    return written if row is None else str(row[0])
 
 
 def untrack(conn: Connection[Any], table: str) -> None:

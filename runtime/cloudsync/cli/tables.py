@@ -49,6 +49,9 @@ def track(
         list[str] | None, typer.Option(metavar="NAME=POLICY", help="Policy of one column; may be repeated.")
     ] = None,
     checked: Annotated[bool, typer.Option("--checked", help="Re-read rows before delivery.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Of a tracked table: take away the rules that are not given.")
+    ] = False,
     dedicated: Dedicated = None,
     postgres_url: PostgresUrl = None,
     data: Folder = FOLDER,
@@ -73,8 +76,9 @@ def track(
             conflict=conflict,
             columns=dict(pair("--column", each) for each in column or []),
             checked=checked,
+            replace=replace,
         )
-    typer.echo(f"Tracking {tracked.name}.")
+    typer.echo(f"Tracking {tracked.name}: {tracked.rules}.")
 
 
 @app.command(rich_help_panel=TABLES)

@@ -110,6 +110,27 @@ def test_other_arguments_change_what_is_there(shared: Database) -> None:
     assert shared.events()[0].tenant == "acme"
 
 
+def test_a_call_that_lets_others_see_the_rows_warns(shared: Database) -> None:
+    warnings: list[str] = []
+    shared.connection.add_notice_handler(
+        lambda said: warnings.append(f"{said.severity}: {said.message_primary} ({said.message_hint})")
+    )
+    tracking.track(shared.connection, "t", **SHARED)
+    tracking.track(shared.connection, "t", **SHARED)
+    tracking.track(shared.connection, "t", **{**SHARED, "columns": {"body": "manual"}})
+    assert warnings == []
+    tracking.track(shared.connection, "t", columns={"body": "manual"})
+    assert warnings.pop() == (
+        "WARNING: who sees rows of public.t is now decided by tenant column tenant_id, and no longer by"
+        " tenant column tenant_id, owner column who, audience app.readers(public.t), which depends on"
+        ' {"app.m": {"doc": "id"}} (A call of cloudsync.track() gives all rules: what it leaves out is taken'
+        " away.)"
+    )
+    tracking.track(shared.connection, "t", tenant="acme")
+    tracking.track(shared.connection, "t", tenant="globex")
+    assert [" by tenant globex, and no longer by tenant acme (" in said for said in warnings] == [False, True]
+
+
 def test_untrack_leaves_nothing_behind(shared: Database) -> None:
     shared.run("INSERT INTO t VALUES (1, 'a', 'ann', 'x')")
     before = _catalog(shared)

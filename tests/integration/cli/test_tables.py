@@ -87,3 +87,22 @@ def test_a_column_and_a_constant_are_not_both_the_tenant(command: Command) -> No
     done = command("track", "tasks", "--tenant", "acme", "--tenant-column", "tenant_id")
     assert done.status == 2
     assert "give one of them" in done.err
+
+
+def test_rules_are_said_and_not_lost_by_a_call_without_them(command: Command, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE FUNCTION readers(r tasks) RETURNS text[] LANGUAGE sql RETURN ARRAY['ann']")
+    rules = ("tasks", "--owner-column", "who", "--audience", "readers", "--column", "body=ot")
+    said = "tenant column tenant_id, owner column who, audience readers(tasks), conflicts of body ot"
+    for _ in range(2):
+        assert command("track", *rules) == Done(0, f"Tracking public.tasks: {said}.\n", "")
+    assert command("track", "tasks", "--tenant", "acme") == Done(
+        1,
+        "",
+        f"cloudsync: public.tasks is tracked with {said}; this call would make that tenant acme. Give all"
+        " rules that are to stay; --replace takes away what is not given. [track_refused]\n",
+    )
+    assert command("track", *rules[:-2]).status == 1
+    assert command("track", *rules).status == 0  # they are what they were
+    replaced = command("track", "tasks", "--replace", "--conflict", "manual")
+    assert replaced == Done(0, "Tracking public.tasks: tenant column tenant_id, conflicts manual.\n", "")
