@@ -38,7 +38,7 @@ class Allocation:
 def allocate(options: PlatformOptions) -> Allocation:
     """Ports that are free now. Raises PortInUse for one that was asked for by number."""
     chosen = Allocation()
-    taken: set[int] = set()
+    taken = set(options.asked_ports())  # no default may take what another process was promised
 
     def choose(name: str, owner: str) -> int:
         wanted: int | None = getattr(options, f"{name}_port")

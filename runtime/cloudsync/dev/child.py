@@ -24,6 +24,7 @@ class ProcessSpec:
     """What to run and how to tell that it is up.
 
     `ready` is asked again and again until it answers True; without it a process is ready once started.
+    `port_lost` is what it writes when its port is another's, `port_option` what chooses a port.
     `stop_signal` asks it to finish, `hard_signal` follows at the deadline, SIGKILL to its group last.
     """
 
@@ -32,6 +33,8 @@ class ProcessSpec:
     env: Mapping[str, str] | None = field(default=None, repr=False)
     ready: Callable[[Child], bool] | None = None
     port: int | None = None
+    port_lost: str = ""
+    port_option: str = ""
     stop_signal: signal.Signals = signal.SIGTERM
     hard_signal: signal.Signals = signal.SIGKILL
     system_user: str | None = None
@@ -93,7 +96,14 @@ class Child:
         )
 
     def is_ready(self) -> bool:
-        return self.running and (self.spec.ready is None or self.spec.ready(self))
+        if self.spec.ready is not None and not self.spec.ready(self):
+            return False
+        return self.running  # asked last: at its port another process may have answered
+
+    @property
+    def lost_port(self) -> bool:
+        """Whether this run ended because another process has its port."""
+        return bool(self.spec.port_lost) and self.spec.port_lost in self.output()
 
     def wait_ready(self, timeout_s: float = 30.0, *, cancelled: Callable[[], bool] = bool) -> None:
         """Return once ready. Raises StartFailed, with the log's last lines, if it ends or takes too long."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -71,6 +71,7 @@ class PlatformOptions:
             port = getattr(self, f"{name}_port")
             if port is not None and not 0 <= port <= 65535:
                 raise ConfigurationError(f"--{name}-port must be 0 to 65535, not {port}.")
+        self.asked_ports()
         if unknown := [name for name in self.services if name not in SERVICES]:
             raise ConfigurationError(f"There is no service {unknown[0]}; there are {', '.join(SERVICES)}.")
         if self.dedicated and self.postgres_url is not None:
@@ -88,3 +89,31 @@ class PlatformOptions:
             raise ConfigurationError(
                 "--fresh wipes the embedded server's data; it does not touch the one of --postgres-url."
             )
+
+    def asked_ports(self) -> dict[int, str]:
+        """Ports that were given by number, each with its option.
+
+        Raises ConfigurationError for one that two would take: both find it free until the other listens.
+        """
+        asked: dict[int, str] = {}
+        given = {"postgres": self.postgres_url, "valkey": self.redis_url}
+        for name in DEFAULT_PORTS:
+            first = getattr(self, f"{name}_port")
+            if not first or given.get(name) is not None:
+                continue
+            for port in self._gateway_ports(first) if name == "gateway" else (first,):
+                option = f"--{name}-port"
+                if port in asked:
+                    raise ConfigurationError(
+                        f"{asked[port]} and {option} would both take port {port}: give each one of its own."
+                    )
+                asked[port] = option
+        return asked
+
+    def _gateway_ports(self, first: int) -> Iterator[int]:
+        """One cell: one after the other. Several: ten for each gateway of a cell, the last digit the cell."""
+        for number in range(self.gateways):
+            if self.cells == 1:
+                yield first + number
+            else:
+                yield from range(first + 10 * number, first + 10 * number + self.cells)

@@ -120,6 +120,8 @@ class EmbeddedPostgres(EmbeddedServer):
             env=_environment(),
             ready=self._is_ready,
             port=self.port,
+            port_lost=self.port_lost,
+            port_option="--postgres-port",
             stop_signal=signal.SIGINT,  # fast shutdown: connections are closed, data is flushed
             hard_signal=signal.SIGQUIT,  # immediate: recovers at the next start
             system_user=self._system_user,

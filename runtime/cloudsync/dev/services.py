@@ -13,6 +13,7 @@ from cloudsync.dev import readiness
 from cloudsync.dev.allocation import Allocation
 from cloudsync.dev.child import ProcessSpec
 from cloudsync.dev.options import PlatformOptions
+from cloudsync.errors import PortInUse
 
 
 def service_specs(
@@ -58,6 +59,8 @@ def service_specs(
                 },
                 ready=ready,
                 port=port,
+                port_lost=f"[{PortInUse.code}]" if port else "",
+                port_option=f"--{verb}-port" if port else "",
             )
         )
 

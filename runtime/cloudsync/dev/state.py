@@ -13,11 +13,11 @@ from cloudsync.errors import AlreadyRunning, NotRunning
 
 DEFAULT_FOLDER = Path(".cloudsync")
 
-ProcessState = Literal["starting", "ready", "waiting", "stopped"]
+ProcessState = Literal["starting", "ready", "waiting", "failed", "stopped"]
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One process; `waiting` is the pause before it is started again."""
+    """One process; `waiting` is the pause before it is started again, `failed`: it is not any more."""
 
     name: str
     state: ProcessState

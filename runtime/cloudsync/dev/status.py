@@ -15,6 +15,7 @@ _WORDS: Final = {
     "starting": ("starting", "yellow"),
     "ready": ("ready", "green"),
     "waiting": ("restarting", "red"),
+    "failed": ("given up", "red"),
     "stopped": ("stopped", "dim"),
 }
 _COLUMNS: Final = ("PROCESS", "STATE", "PID", "PORT", "RESTARTS")

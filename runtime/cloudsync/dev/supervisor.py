@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cloudsync.dev import ports
 from cloudsync.dev.child import Child, ProcessSpec
 from cloudsync.dev.state import ProcessState, ProcessStatus
-from cloudsync.errors import StartFailed
+from cloudsync.errors import PortInUse, StartFailed
 
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
 _STEADY_AFTER_S: Final = 30.0
 _ATTEMPTS: Final = 3
+_PORT_ATTEMPTS: Final = 5  # a connection of another process may have it for a moment
 _BUSY_POLL_S: Final = 0.02
 _IDLE_POLL_S: Final = 0.1
 _ASK_EVERY_S: Final = 0.05
@@ -28,6 +30,7 @@ class _Kept:
     state: ProcessState = "starting"
     restarts: int = 0
     failures: int = 0  # ends in a row before it was ready for the first time
+    port_losses: int = 0  # attempts in a row that found its port in use
     was_ready: bool = False
     delay_s: float = _FIRST_DELAY_S
     start_at: float = 0.0  # monotonic, while `waiting`
@@ -39,7 +42,8 @@ class Supervisor:
     """Runs processes in groups; a group is stopped together, the last one started first.
 
     A process that ends is started again after 0.1 s, doubling up to 5 s, from 0.1 s again once it has been
-    up for 30 s. `on_change(name, text)` is called from the supervisor's thread when something happened.
+    up for 30 s. One that finds its port in use five times in a row is given up: whoever has it keeps it.
+    `on_change(name, text)` is called from the supervisor's thread when something happened.
     """
 
     def __init__(self, logs: Path, *, on_change: Callable[[str, str], None] | None = None) -> None:
@@ -74,7 +78,7 @@ class Supervisor:
         """Return once all (or the named) processes are ready.
 
         Raises StartFailed, with the log's last lines, if one ends three times before it was ever ready, if
-        the time is over, or if cancelled.
+        the time is over, or if cancelled; PortInUse if it is given up for its port.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
@@ -84,7 +88,9 @@ class Supervisor:
                 if (names is None or kept.child.spec.name in names) and kept.state != "ready"
             ]:
                 for kept in waiting:
-                    if kept.failures >= _ATTEMPTS:
+                    if kept.state == "failed":
+                        raise PortInUse(f"{kept.child.spec.name} {kept.reason}")
+                    if kept.failures >= _ATTEMPTS and not kept.port_losses:
                         raise StartFailed(
                             f"{kept.child.spec.name} {kept.reason} at its start: {kept.child.last_lines()}"
                         )
@@ -145,11 +151,13 @@ class Supervisor:
                 if self._stopping.is_set():
                     return
                 self._look_at(kept)
-            settled = all(kept.state == "ready" for kept in everyone)
+            settled = all(kept.state in ("ready", "failed") for kept in everyone)
             self._stopping.wait(_IDLE_POLL_S if settled else _BUSY_POLL_S)
 
     def _look_at(self, kept: _Kept) -> None:
         child, now = kept.child, time.monotonic()
+        if kept.state == "failed":
+            return
         if kept.state == "waiting":
             if now >= kept.start_at:
                 self._start_again(kept)
@@ -157,7 +165,11 @@ class Supervisor:
             child.wait(0)  # reaps it, and ends what it left behind
             if now - child.started_at >= _STEADY_AFTER_S:
                 kept.delay_s = _FIRST_DELAY_S
-            self._pause(kept, f"ended with {child.ending()}")
+            if child.lost_port:
+                self._lose_port(kept)
+            else:
+                kept.port_losses = 0
+                self._pause(kept, f"ended with {child.ending()}")
         elif kept.state == "starting" and now - kept.asked_at >= _ASK_EVERY_S:
             kept.asked_at = now
             if not child.is_ready():
@@ -170,6 +182,10 @@ class Supervisor:
             self._report(kept, "is running again" if again else "is ready")
 
     def _start_again(self, kept: _Kept) -> None:
+        port = kept.child.spec.port
+        if port is not None and not ports.is_free(port):
+            self._lose_port(kept)  # who has it might answer in its place, and pass for it
+            return
         try:
             kept.child.start()
         except StartFailed as error:  # no memory for a process, a program that is being replaced
@@ -179,6 +195,21 @@ class Supervisor:
             kept.state = "starting"
             kept.restarts += 1
             self._changed.notify_all()
+
+    def _lose_port(self, kept: _Kept) -> None:
+        spec = kept.child.spec
+        kept.port_losses += 1
+        if kept.port_losses < _PORT_ATTEMPTS:
+            self._pause(kept, f"finds port {spec.port} in use by another process")
+            return
+        with self._changed:
+            kept.reason = (
+                f"is not started again: port {spec.port} is in use by another process. Stop that process, or"
+                f" choose another port with {spec.port_option}."
+            )
+            kept.state = "failed"
+            self._changed.notify_all()
+        self._report(kept, kept.reason)
 
     def _pause(self, kept: _Kept, reason: str) -> None:
         """Let it rest before the next attempt."""

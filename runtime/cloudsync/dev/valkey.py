@@ -77,6 +77,8 @@ class EmbeddedValkey(EmbeddedServer):
             argv=(str(_program()), str(self._configuration)),
             ready=self._is_ready,
             port=self.port,
+            port_lost=self.port_lost,
+            port_option="--valkey-port",
         )
 
     def _is_ready(self, _child: Child) -> bool:

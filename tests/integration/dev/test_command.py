@@ -249,6 +249,7 @@ def test_a_dedicated_tenants_database_is_found_by_its_name(
     ("arguments", "status", "ending"),
     [
         (("dev", "--cells", "12"), 1, "[configuration]\n"),
+        (("dev", "--api-port", "9999", "--gateway-port", "9999"), 1, "[configuration]\n"),
         (("dev", "--dedicated", "Acme & Co."), 1, "[configuration]\n"),
         (("dev", "--dedicated", "acme", "--postgres-url", "postgresql://x/y"), 1, "[configuration]\n"),
         (("psql", "--dedicated", "acme"), 1, "[not_running]\n"),

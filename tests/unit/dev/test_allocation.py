@@ -68,6 +68,34 @@ def test_servers_that_are_given_need_no_port() -> None:
 
 
 @pytest.mark.parametrize(
+    ("both", "options"),
+    [
+        ({"api_port": 9999, "gateway_port": 9999}, "--api-port and --gateway-port would both take port 9999"),
+        ({"postgres_port": 9999, "valkey_port": 9999}, "--postgres-port and --valkey-port"),
+        ({"api_port": 9999, "gateway_port": 9998, "gateways": 2}, "--api-port and --gateway-port"),
+        ({"valkey_port": 9993, "gateway_port": 9981, "gateways": 2, "cells": 3}, "--valkey-port and --gate"),
+    ],
+)
+def test_two_processes_do_not_get_one_port(both: dict[str, int], options: str) -> None:
+    with pytest.raises(ConfigurationError, match=options):
+        PlatformOptions(**both)  # type: ignore[arg-type]
+
+
+def test_a_port_is_free_for_another_where_the_server_is_given() -> None:
+    given = {"postgres_url": "postgresql://x", "redis_url": "redis://x", "postgres_port": 9999}
+    assert PlatformOptions(**given, valkey_port=9999, api_port=9999).asked_ports() == {9999: "--api-port"}  # type: ignore[arg-type]
+
+
+def test_a_default_port_makes_way_for_one_that_was_asked_for() -> None:
+    wanted = ports.free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(allocation, "DEFAULT_PORTS", {**allocation.DEFAULT_PORTS, "gateway": wanted})
+        chosen = allocate(PlatformOptions.private(api_port=wanted, gateway_port=None))
+    assert chosen.api == wanted
+    assert chosen.gateways[0].port > wanted
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"cells": 0},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cloudsync.dev import ports
 from cloudsync.dev.child import Child, ProcessSpec
 from cloudsync.dev.supervisor import Supervisor
-from cloudsync.errors import StartFailed
+from cloudsync.errors import PortInUse, StartFailed
 from waiting import eventually
 
 _STUBBORN = "trap '' TERM; echo up; while :; do sleep 0.05; done"
@@ -96,6 +98,38 @@ def test_the_pause_before_a_restart_doubles(supervisor: Supervisor, reports: _Re
     eventually(lambda: len([text for _, text in reports.lines if "ended" in text]) >= 4)
     pauses = [text.rsplit(" in ", 1)[1] for _, text in reports.lines if "ended with exit status 3" in text]
     assert pauses[:4] == ["0.1 s", "0.2 s", "0.4 s", "0.8 s"]
+
+
+_IN_USE = "port 4711 is in use by another process"
+_GIVEN_UP = f"is not started again: {_IN_USE}. Stop that process, or choose another port with --one-port."
+
+
+def test_a_process_whose_port_is_taken_is_given_up(supervisor: Supervisor, reports: _Reports) -> None:
+    script = "echo 'no port [port_in_use]'; exit 1"
+    lost = {"port": 4711, "port_lost": "[port_in_use]", "port_option": "--one-port"}
+    supervisor.start([_shell("one", script, ready=_said("never"), **lost)])
+    with pytest.raises(PortInUse, match=f"one {_GIVEN_UP}"):
+        supervisor.wait_ready()
+    found = "finds port 4711 in use by another process; starting it again in"
+    pauses = [("one", f"{found} {pause_s:g} s") for pause_s in (0.1, 0.2, 0.4, 0.8)]
+    assert reports.lines == [*pauses, ("one", _GIVEN_UP)]
+    assert supervisor.statuses()[0].state == "failed"
+
+
+def test_who_took_the_port_of_a_process_does_not_pass_for_it(
+    supervisor: Supervisor, reports: _Reports
+) -> None:
+    port = ports.free_port()
+    supervisor.start(
+        [_shell("one", "exec sleep 60", ready=lambda _: True, port=port, port_option="--one-port")]
+    )
+    supervisor.wait_ready()
+    with socket.create_server((ports.LOOPBACK, port)):
+        os.kill(_pid(supervisor, "one"), signal.SIGKILL)
+        eventually(lambda: supervisor.statuses()[0].state == "failed")
+    assert reports.lines[-1] == ("one", _GIVEN_UP.replace("4711", str(port)))
+    assert [text for _, text in reports.lines if "ready" in text or "running" in text] == ["is ready"]
+    assert supervisor.statuses()[0].restarts == 0
 
 
 def test_a_process_that_never_gets_ready_fails_the_start_with_its_last_words(supervisor: Supervisor) -> None:
