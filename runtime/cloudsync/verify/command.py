@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import secrets
 import shlex
 import signal
@@ -20,6 +21,7 @@ from cloudsync.client.rest import Rest
 from cloudsync.dev import connections
 from cloudsync.errors import ConfigurationError, TokenRefused
 from cloudsync.settings import load
+from cloudsync.tenants import records
 from cloudsync.tokens import development_token
 from cloudsync.verify import choose
 from cloudsync.verify.chooser import Seeded
@@ -31,16 +33,19 @@ from cloudsync.verify.target import Target
 
 _TOKEN_LIFETIME_S: Final = 300
 _SHOWN: Final = 20
+_TENANT: Final = "cloudsync-verify"
 
 
 def main(arguments: Sequence[str]) -> int:
     """0 if nothing was lost or leaked, 1 if something was, 130 after Ctrl-C; the scratch schema is gone."""
     parsed = _parser().parse_args(list(arguments))
     console = Console(highlight=False, soft_wrap=True)
-    url = connections.postgres_url(parsed.postgres_url, parsed.data)
+    parsed.tenant = parsed.tenant or parsed.dedicated or _TENANT
+    url = connections.postgres_url(parsed.postgres_url, parsed.data, dedicated=parsed.dedicated)
     _report_leftovers(url, console, drop=parsed.clean)
     if parsed.clean:
         return 0
+    _refuse_elsewhere(url, (parsed.tenant, parsed.other_tenant))
     target = Target(
         postgres_url=url,
         api_url=connections.api_url(parsed.url, parsed.data),
@@ -63,6 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def show(report: Report, console: Console) -> None:
     """The verdict, for people."""
+    failed = f"{len(report.failed):,} subscriptions failed, " if report.failed else ""
     ways = ", ".join(f"{count:,} by {way}" for way, count in sorted(report.resumed.items())) or "none"
     console.print(
         f"{report.images:,} row images written, {report.events:,} events received on {report.connections:,} "
@@ -73,7 +79,8 @@ def show(report: Report, console: Console) -> None:
     if len(report.findings) > _SHOWN:
         console.print(f"… and {len(report.findings) - _SHOWN:,} more", style="red")
     verdict = (
-        f"lost {len(report.lost):,}, leaked {len(report.leaked):,}, otherwise wrong {len(report.wrong):,}"
+        f"{failed}lost {len(report.lost):,}, leaked {len(report.leaked):,}, "
+        f"otherwise wrong {len(report.wrong):,}"
     )
     console.print(verdict, style="bold green" if report.good else "bold red")
 
@@ -111,7 +118,9 @@ def _program(parsed: argparse.Namespace, seed: int) -> Program:
 def _users(parsed: argparse.Namespace) -> list[User]:
     """Those for whom a token can be had: of the other tenant only where it is named, or with a secret."""
     tenants = (parsed.tenant, parsed.other_tenant or f"{parsed.tenant}-other")
-    both = parsed.other_tenant is not None or parsed.token_command is None
+    # Clients of the other one would be sent to the shared database, where the scratch tables are not.
+    alone = parsed.token_command is not None or parsed.dedicated is not None
+    both = parsed.other_tenant is not None or not alone
     return [User(tenants[tenant], user) for tenant, user in USERS if both or tenant == 0]
 
 
@@ -144,6 +153,21 @@ def _signer(parsed: argparse.Namespace) -> Callable[[User, int], str]:
     )
 
 
+def _refuse_elsewhere(url: str, tenants: Sequence[str | None]) -> None:
+    """Tables in the shared database are none to clients of a tenant that has one of its own."""
+    with (
+        contextlib.suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable),
+        psycopg.connect(url, connect_timeout=10) as connection,
+    ):
+        for tenant in records.list_tenants(connection):
+            if tenant.id in tenants and tenant.database is not None:
+                raise ConfigurationError(
+                    f"The tenant {tenant.id} has a database of its own, and this is the shared one.",
+                    hint=f"Name it with --dedicated {tenant.id} if `cloudsync dev --dedicated` made it, else"
+                    " with --postgres-url and --tenant.",
+                )
+
+
 def _report_leftovers(url: str, console: Console, *, drop: bool) -> None:
     with psycopg.connect(url, autocommit=True, connect_timeout=10) as connection:
         found = leftovers(connection)
@@ -151,6 +175,8 @@ def _report_leftovers(url: str, console: Console, *, drop: bool) -> None:
             if drop:
                 drop_schema(connection, schema)
                 console.print(f"Dropped {schema}.")
+    if drop and not found:
+        console.print("No scratch schemas are there.")
     if found and not drop:
         console.print(
             f"{len(found)} scratch schemas of other runs are there. "
@@ -178,7 +204,10 @@ def _parser() -> argparse.ArgumentParser:
         help="prints a JWT; {tenant}, {user} and {seconds} are filled in. Default: the development secret",
     )  # fmt: skip
     tokens.add_argument("--jwt-secret-file", type=Path, metavar="FILE", help="the development secret")
-    parser.add_argument("--tenant", default="cloudsync-verify", help="the scratch tenant (%(default)s)")
+    parser.add_argument(
+        "--dedicated", metavar="TENANT", help="in the database that `dev --dedicated` made for this tenant"
+    )
+    parser.add_argument("--tenant", help=f"the scratch tenant ({_TENANT}, or that of --dedicated)")
     parser.add_argument(
         "--other-tenant", help="a second one that tokens can be had for: isolation is tried both ways"
     )

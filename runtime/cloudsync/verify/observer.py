@@ -156,16 +156,19 @@ class Observer:
             else:
                 self.leaks.append(f"{self.label}: {finding}")
 
+    def failure(self, watch: Watch) -> str | None:
+        """Why there is no view to compare, or None: it was refused, or has ended."""
+        if watch.error is not None:
+            return f"{self._what(watch)}: the subscription was refused: {watch.error} [{watch.error.code}]"
+        if watch.view is not None and watch.view.error is not None:
+            return f"{self._what(watch)}: the subscription ended: {watch.view.error}"
+        return None
+
     def difference(self, watch: Watch, expected: Rows) -> str | None:
         """How a view differs from SQL, or None."""
-        table = self._tables[watch.table]
-        what = f"{self.label}, user {self.user.user} of {self.user.tenant}, {table.name} where {watch.where}"
-        if watch.error is not None:
-            return f"{what}: {watch.error}"
+        table, what = self._tables[watch.table], self._what(watch)
         if watch.view is None:
             return f"{what}: no snapshot has come"
-        if watch.view.error is not None:
-            return f"{what}: the view ended: {watch.view.error}"
         held: Rows = {
             json.dumps(_listed(key), ensure_ascii=False): (
                 comparable(table, dict(row)),
@@ -191,6 +194,10 @@ class Observer:
                     else f"{key} is {have} instead of {want}"
                 )  # fmt: skip
         return f"{what}: {'; '.join(sorted(parts)[:4])} ({len(parts)} of {len(expected)} rows differ)"
+
+    def _what(self, watch: Watch) -> str:
+        table = self._tables[watch.table].name
+        return f"{self.label}, user {self.user.user} of {self.user.tenant}, {table} where {watch.where}"
 
     async def _subscribe(self, watch: Watch) -> None:
         table = self._tables[watch.table]

@@ -43,11 +43,13 @@ _STILL_S: Final = 0.15
 
 
 class Report(msgspec.Struct):
-    """What a run did and found; a run is good if nothing is `lost`, `leaked` or `wrong`.
+    """What a run did and found; a run is good if nothing is `failed`, `lost`, `leaked` or `wrong`.
 
-    `lost`: views that differ from SQL. `leaked`: rows sent to who must not know of them. `wrong`: the rest.
+    `failed`: subscriptions that were refused or ended, so that there was nothing to compare. `lost`: views
+    that differ from SQL. `leaked`: rows sent to who must not know of them. `wrong`: the rest.
     """
 
+    failed: list[str] = []
     lost: list[str] = []
     leaked: list[str] = []
     wrong: list[str] = []
@@ -60,13 +62,14 @@ class Report(msgspec.Struct):
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.leaked or self.wrong)
+        return not (self.failed or self.lost or self.leaked or self.wrong)
 
     @property
     def findings(self) -> list[str]:
-        return [*self.leaked, *self.lost, *self.wrong]
+        return [*self.leaked, *self.failed, *self.lost, *self.wrong]
 
     def add(self, other: Report) -> None:
+        self.failed += other.failed
         self.lost += other.lost
         self.leaked += other.leaked
         self.wrong += other.wrong
@@ -96,7 +99,7 @@ class Runner:
             async with self._prepared(scratch):
                 for step in self._program.steps:
                     await self._step(step)
-                    if self.report.lost:
+                    if self.report.lost or self.report.failed:
                         break  # each further comparison would wait for it in vain
                 else:
                     await self._finish()
@@ -245,6 +248,11 @@ class Runner:
         deadline_s = time.monotonic() + self._settle_s
         right_since_s: float | None = None
         while True:
+            failures = [text for o in observers for w in o.watches if (text := o.failure(w)) is not None]
+            if failures:
+                self.report.failed += failures
+                differences = []
+                break
             differences = await self._differences(observers)
             now_s = time.monotonic()
             if differences:

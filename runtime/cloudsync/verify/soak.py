@@ -225,10 +225,12 @@ class Run:
     async def _settle(self, truth: Truth) -> None:
         deadline_s = time.monotonic() + _RECOVER_S
         while True:
-            differences = await self._differences(truth)
+            failures = [text for o in self._observers if (text := o.failure(o.watches[0])) is not None]
+            differences = [] if failures else await self._differences(truth)
             if not differences or time.monotonic() > deadline_s:
                 break
             await asyncio.sleep(0.3)
+        self.report.failed += failures
         self.report.lost += differences
 
     async def _differences(self, truth: Truth) -> list[str]:

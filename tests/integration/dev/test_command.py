@@ -228,6 +228,8 @@ def test_a_dedicated_tenants_database_is_found_by_its_name(
         _run(folder, "psql", "--dedicated", "acme", "-c", "CREATE TABLE todos (id bigint PRIMARY KEY)")
         assert _run(folder, "track", "todos", "--tenant", "acme", "--dedicated", "acme").stderr == ""
         assert "[track_refused]" in _run(folder, "track", "todos", "--tenant", "acme").stderr
+        verified = _run(folder, "verify", "--dedicated", "acme", "--minutes", "0.01", "--steps", "4")
+        assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout
         assert f"of acme  {running.dedicated['acme']}" in _run(folder, "url").stdout
         assert "Relay of acme:  live" in _run(folder, "status").stdout
         assert _run(folder, "psql", "--dedicated", "globex").stderr.endswith("[unknown_tenant]\n")

@@ -84,6 +84,40 @@ def test_a_view_that_is_wrong_makes_it_fail(platform: Platform, tmp_path: Path) 
     assert "lost 1, leaked 0, otherwise wrong 0" in output
 
 
+def test_a_subscription_that_fails_is_no_loss(
+    platform: Platform, tmp_path: Path, second_database: str
+) -> None:
+    """Tables in a database that nobody is served from."""
+    file = tmp_path / "program.json"
+    file.write_bytes(encode(PROGRAM))
+    done = command(platform, "--program", str(file), url=second_database)
+    output, _ = done.communicate(timeout=60)
+    assert done.returncode == 1, output
+    assert "the subscription was refused: " in output
+    assert "[unknown_table]" in output
+    assert "1 subscriptions failed, lost 0, leaked 0, otherwise wrong 0" in output
+
+
+def test_a_tenant_with_a_database_of_its_own_is_not_verified_in_the_shared_one(
+    platform: Platform, owner: psycopg.Connection[Any]
+) -> None:
+    before = schemas(owner)
+    owner.execute(
+        "INSERT INTO cloudsync.tenants (id, name, plan, database, status) VALUES"
+        " ('verified', 'v', 'dedicated', 'postgresql://cloudsync_service@127.0.0.1:1/v', 'disabled')"
+    )
+    try:
+        done = command(platform, "--tenant", "verified")
+        output, _ = done.communicate(timeout=60)
+    finally:
+        owner.execute("DELETE FROM cloudsync.tenants WHERE id = 'verified'")
+    assert done.returncode == 1
+    assert (
+        "has a database of its own, and this is the shared one. Name it with --dedicated verified" in output
+    )
+    assert schemas(owner) == before
+
+
 def test_an_interrupt_cleans_up(
     platform: Platform, owner: psycopg.Connection[Any], eventually: Eventually
 ) -> None:
@@ -147,3 +181,5 @@ def test_schemas_of_killed_runs_are_dropped_on_demand(
     assert done.returncode == 0, output
     assert f"Dropped {schema}." in output
     assert schema not in schemas(owner)
+    again, _ = command(platform, "--clean").communicate(timeout=60)
+    assert again == "No scratch schemas are there.\n"
