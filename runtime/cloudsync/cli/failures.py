@@ -13,10 +13,11 @@ _UNREACHABLE: Final = (
     "3D",
     "57P",
 )  # classes: connection, authorization, no such database, shutdown
+_OF_AWS: Final = ("boto3", "botocore")
 
 
 def registered(error: Exception) -> CloudSyncError | None:
-    """The registered error that a driver's connection error means, if it is one."""
+    """The registered error that a driver's connection error or a missing extra means, if it is one."""
     psycopg, redis = sys.modules.get("psycopg"), sys.modules.get("redis")
     if isinstance(error, CloudSyncError):
         return error
@@ -32,4 +33,9 @@ def registered(error: Exception) -> CloudSyncError | None:
         from cloudsync.dev.checks import unusable_redis
 
         return unusable_redis(error)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OF_AWS:
+        return ConfigurationError(
+            f"{error.name}, which speaks to AWS, is not installed.",
+            hint="Install CloudSync with its extra aws: pip install 'cloudsync[aws]'.",
+        )
     return None
