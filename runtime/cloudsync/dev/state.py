@@ -77,8 +77,9 @@ def require(folder: Path) -> PlatformState:
     state = read(folder)
     if state is None:
         raise NotRunning(
-            f"No platform is running in {folder}.",
-            hint="Start one with `cloudsync dev`, or name the servers with options or CLOUDSYNC_* variables.",
+            f"No platform is running in {folder.expanduser().resolve()}.",
+            hint="Start one with `cloudsync dev`, point to one elsewhere with --data /path/.cloudsync, or"
+            " name the servers with options or CLOUDSYNC_* variables.",
         )
     return state
 

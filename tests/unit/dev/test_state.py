@@ -52,6 +52,14 @@ def test_the_state_is_that_of_a_living_platform_only(tmp_path: Path) -> None:
         state.require(tmp_path)
 
 
+def test_where_nothing_runs_is_said_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotRunning) as refused:
+        state.require(state.DEFAULT_FOLDER)
+    assert f"running in {tmp_path.resolve()}/.cloudsync. " in str(refused.value)
+    assert "--data /path/.cloudsync" in str(refused.value)
+
+
 def test_a_damaged_state_file_is_no_state(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path)
     (tmp_path / "platform.json").write_text("{")
