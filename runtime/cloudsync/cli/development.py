@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -10,6 +11,7 @@ import typer
 from cloudsync.cli.application import DEVELOPMENT, app, env
 from cloudsync.cli.arguments import FOLDER, Dedicated, Folder, exit_with
 
+_MOST_HOURS: Final = 100 * 366 * 24
 PASS_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
@@ -126,8 +128,13 @@ def token(
     from cloudsync.dev import connections
     from cloudsync.tokens import development_token
 
+    for option, value in (("--tenant", tenant), ("--user", user)):
+        if not value.strip():
+            raise typer.BadParameter(f"{option} is empty.")
+    if not 0 < hours <= _MOST_HOURS:
+        raise typer.BadParameter(f"--hours must be more than 0 and at most {_MOST_HOURS:,}, not {hours:g}.")
     settings = connections.token_settings(data)
-    typer.echo(development_token(settings, tenant=tenant, user=user, lifetime_s=int(hours * 3600)))
+    typer.echo(development_token(settings, tenant=tenant, user=user, lifetime_s=math.ceil(hours * 3600)))
 
 
 @app.command(

@@ -265,6 +265,10 @@ def test_a_dedicated_tenants_database_is_found_by_its_name(
         (("relay",), 1, "[configuration]\n"),
         (("track",), 2, "Missing argument 'TABLE'.\n"),
         (("worker", "--queue", "fast"), 2, "not 'fast'.\n"),
+        (("token", "--tenant", "a", "--user", "b", "--hours", "-1"), 2, "at most 878,400, not -1.\n"),
+        (("token", "--tenant", "a", "--user", "b", "--hours", "inf"), 2, "at most 878,400, not inf.\n"),
+        (("token", "--tenant", "", "--user", "b"), 2, "--tenant is empty.\n"),
+        (("token", "--tenant", "a", "--user", " "), 2, "--user is empty.\n"),
         (("fly",), 2, "No such command 'fly'.\n"),
     ],
 )
