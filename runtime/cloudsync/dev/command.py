@@ -189,6 +189,7 @@ def _next_steps(terminal: _Terminal, platform: Platform) -> None:
         f"{cloudsync} track todos --tenant demo{folder}",
         f"{cloudsync} tail todos --tenant demo --user me{folder}",
         f"{cloudsync} token --tenant demo --user me{folder}",
+        *(f"{cloudsync} psql --dedicated {slug}{folder}" for slug in platform.options.dedicated[:1]),
     ):
         terminal.say(f"  {command}")
     if sys.stdin.isatty():

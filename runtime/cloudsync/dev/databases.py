@@ -43,12 +43,14 @@ def attach_tenants(
     """
     from cloudsync.tenants import attachment, records
 
-    for slug in slugs:
-        ensure_database(server.url(), tenant_database(slug))
-        migrate(server.url(database=tenant_database(slug)))
+    references = {slug: server.url(SERVICE, tenant_database(slug)) for slug in slugs}
     with psycopg.connect(server.url(database=DATABASE), autocommit=True) as connection:
-        for slug in slugs:
-            attachment.attach(connection, slug, server.url(SERVICE, tenant_database(slug)))
+        for slug, reference in references.items():
+            attachment.check(connection, slug, reference)  # or one that is refused leaves a database behind
+        for slug, reference in references.items():
+            ensure_database(server.url(), tenant_database(slug))
+            migrate(server.url(database=tenant_database(slug)))
+            attachment.attach(connection, slug, reference)
         return [
             f"No relay runs on the database of the tenant {tenant.id}: start with --dedicated {tenant.id}."
             for tenant in records.list_tenants(connection)

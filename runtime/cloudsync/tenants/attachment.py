@@ -35,24 +35,36 @@ def attach(conn: Connection[Any], tenant_id: str, text: str) -> Attached:
     A repeat changes nothing. Neither does the tenant's status change: one that is disabled stays so. Raises
     TenantRefused.
     """
-    reference = parse(text)
     with conn.transaction():
         conn.execute("LOCK TABLE cloudsync.tenants IN SHARE ROW EXCLUSIVE MODE")  # of two at once one waits
-        known = _known(conn, tenant_id)
-        if known is not None and known.database == text:
+        unseen = check(conn, tenant_id, text)
+        if unseen is None:
             return Attached("as it was", [])
-        _refuse_taken(conn, tenant_id, reference)
-        holding, unseen = tables_with_rows(conn, tenant_id)
-        if holding:
-            raise TenantRefused(
-                f"The tenant {tenant_id} has rows in {', '.join(holding)} of the shared database.",
-                hint="Move them first: runbooks/move-a-tenant.md.",
-            )
+        known = _known(conn, tenant_id)
         if known is None:
             records.create(conn, Tenant(tenant_id, tenant_id, "dedicated", text, "active"))
             return Attached("attached", unseen)
         records.set_plan(conn, tenant_id, "dedicated", database=text)
         return Attached("attached" if known.database is None else "moved", unseen)
+
+
+def check(conn: Connection[Any], tenant_id: str, text: str) -> list[str] | None:
+    """What `attach` would refuse, before its database is made: raises TenantRefused.
+
+    Returns the tables that this role may not read; None if the tenant is attached there already.
+    """
+    reference = parse(text)
+    known = _known(conn, tenant_id)
+    if known is not None and known.database == text:
+        return None
+    _refuse_taken(conn, tenant_id, reference)
+    holding, unseen = tables_with_rows(conn, tenant_id)
+    if holding:
+        raise TenantRefused(
+            f"The tenant {tenant_id} has rows in {', '.join(holding)} of the shared database.",
+            hint="Move them first: runbooks/move-a-tenant.md.",
+        )
+    return unseen
 
 
 def detach(conn: Connection[Any], tenant_id: str) -> bool:

@@ -223,6 +223,7 @@ def test_a_dedicated_tenants_database_is_found_by_its_name(
     try:
         running = terminal.wait_ready()
         assert any(line.split()[:2] == ["relay-acme", "ready"] for line in terminal.lines)
+        eventually(lambda: "cloudsync psql --dedicated acme" in terminal.text)
         name = ("--dedicated", "acme", "-Atc", "SELECT current_database()")
         assert _run(folder, "psql", *name).stdout == "cloudsync_acme\n"
         _run(folder, "psql", "--dedicated", "acme", "-c", "CREATE TABLE todos (id bigint PRIMARY KEY)")
