@@ -14,7 +14,7 @@ ARGS ?=
 MINUTES ?= 10
 WORKERS ?= 2
 
-.PHONY: help setup up demo test lint format bench soak synth checkov docs lock clean
+.PHONY: help setup up demo test lint format bench soak synth checkov docs lock clean environment-named
 
 help:
 	@echo "make setup   the virtual environment in $(VENV), with what tests and checks need"
@@ -92,10 +92,12 @@ format: $(VENV)/.dev
 
 # Deploying
 
-synth: $(VENV)/.dev
-	@[ -n "$(ENV)" ] || { echo "make: say which environment: make synth ENV=prod" >&2; exit 1; }
+synth: environment-named $(VENV)/.dev
 	@JSII_SILENCE_WARNING_END_OF_LIFE_NODE_VERSION=20 $(BIN)/python app.py $(ENV)
 	@echo "Templates are in cdk.out; deploy them with: npx aws-cdk@2.1148.1 deploy -c env=$(ENV) 'CloudSync-$(ENV)/*'"
+
+environment-named:
+	@[ -n "$(ENV)" ] || { echo "make: say which environment: make synth ENV=prod" >&2; exit 1; }
 
 # checkov's pins conflict with ours: it has an environment of its own.
 $(CHECKOV)/.made: requirements/checkov.lock $(VENV)/.made

@@ -112,3 +112,14 @@ def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert f"{old} is Python 3.9.2; CloudSync needs 3.11 or newer" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_asks_for_the_environment_before_it_installs(tmp_path: Path) -> None:
+    shutil.copy(_ROOT / "Makefile", tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "ENV"}
+    done = subprocess.run(
+        ["make", "synth"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.startswith("make: say which environment: make synth ENV=prod\n")
+    assert not (tmp_path / ".venv").exists()
