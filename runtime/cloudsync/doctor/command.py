@@ -93,7 +93,7 @@ def _open_redis(url: str) -> Any:
         client = redis.Redis.from_url(url, socket_connect_timeout=_TIMEOUT_S, socket_timeout=_TIMEOUT_S)
         client.ping()
     except redis.RedisError as error:
-        return failure("", str(unusable_redis(error, url)), "See redis-unavailable.md.")
+        return failure("", str(unusable_redis(error, url)), "See runbooks/redis-unavailable.md.")
     return client
 
 
@@ -113,7 +113,8 @@ def report(findings: list[Finding], console: Console, *, as_json: bool, all_of_t
                 if finding.advice:
                     text.append(f"\n→ {finding.advice}")
                 table.add_row(Text(finding.state, style=_STYLES[finding.state]), finding.subject, text)
-        console.print(table)
+        if table.row_count:
+            console.print(table)
         counts = {state: sum(each.state == state for each in findings) for state in _STYLES}
         console.print(
             f"{counts['ok']} in order, {counts['warning']} to be looked at, {counts['failure']} broken.",

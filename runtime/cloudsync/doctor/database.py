@@ -25,7 +25,9 @@ def check_schema(conn: Connection[Any]) -> Iterator[Finding]:
     if pending:
         names = ", ".join(migration.name for migration in pending)
         lacking = [each for each in pending if each.phase == "pre"]
-        advice = "Run `cloudsync migrate --phase pre`." if lacking else "Deploy the stage `after`: deploy.md."
+        advice = "Deploy the stage `after`: runbooks/deploy.md."
+        if lacking:
+            advice = "Run `cloudsync migrate --phase pre`."
         make = failure if lacking else warning
         yield make("database.schema", f"Not applied: {names}.", advice)
     else:
@@ -153,7 +155,7 @@ def check_upkeep(conn: Connection[Any]) -> Iterator[Finding]:
     ).fetchone() or (0,)
     if lost[0]:
         yield failure(
-            "database.losses", f"{lost[0]} losses were seen in the last day.", "See events-lost.md."
+            "database.losses", f"{lost[0]} losses were seen in the last day.", "See runbooks/events-lost.md."
         )
     else:
         yield ok("database.losses", "No change was lost in the last day.")

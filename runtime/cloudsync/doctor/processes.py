@@ -31,11 +31,13 @@ def check_relay(conn: Connection[Any], slot: str) -> Iterator[Finding]:
         )
     elif row[1] == "lost":
         yield failure(
-            "relay.slot", f"The slot {slot} was invalidated.", "The relay replaces it: slot-lost.md."
+            "relay.slot", f"The slot {slot} was invalidated.", "The relay replaces it: runbooks/slot-lost.md."
         )
     elif not row[0]:
         yield failure(
-            "relay.slot", f"Nobody reads the slot {slot}, and it holds WAL.", "Start the relay: relay-lag.md."
+            "relay.slot",
+            f"Nobody reads the slot {slot}, and it holds WAL.",
+            "Start the relay: runbooks/relay-lag.md.",
         )
     else:
         yield ok("relay.slot", f"The slot {slot} is being read.")
@@ -48,29 +50,33 @@ def check_relay(conn: Connection[Any], slot: str) -> Iterator[Finding]:
         yield failure(
             "relay.state",
             f"The relay has been silent for {vitals.relay_silent_s:.0f} s.",
-            "See relay-lag.md.",
+            "See runbooks/relay-lag.md.",
         )
     elif vitals.relay_mode == "fenced":
         yield failure(
             "relay.state",
             "Another PostgreSQL server feeds Redis under this database's id: one is a copy of the other.",
-            "Give the copy an id of its own: relay-lag.md.",
+            "Give the copy an id of its own: runbooks/relay-lag.md.",
         )
     elif vitals.relay_mode != "live":
         yield warning(
-            "relay.state", f"The relay is {vitals.relay_mode.replace('_', ' ')}.", "See redis-unavailable.md."
+            "relay.state",
+            f"The relay is {vitals.relay_mode.replace('_', ' ')}.",
+            "See runbooks/redis-unavailable.md.",
         )
     else:
         yield ok("relay.state", "The relay is live.")
     if vitals.parked_events:
         yield warning(
-            "relay.parked", f"{vitals.parked_events} events are parked.", "See redis-unavailable.md."
+            "relay.parked", f"{vitals.parked_events} events are parked.", "See runbooks/redis-unavailable.md."
         )
     else:
         yield ok("relay.parked", "Nothing is parked.")
     held = vitals.wal_held_bytes or 0
     if held > _limit(WAL_HELD):
-        yield warning("relay.wal", f"The slot holds {held / 2**30:.1f} GiB of WAL.", "See slot-lost.md.")
+        yield warning(
+            "relay.wal", f"The slot holds {held / 2**30:.1f} GiB of WAL.", "See runbooks/slot-lost.md."
+        )
     else:
         yield ok("relay.wal", f"The slot holds {held / 2**20:.0f} MiB of WAL.")
     oldest_s = vitals.oldest_transaction_s
@@ -78,7 +84,7 @@ def check_relay(conn: Connection[Any], slot: str) -> Iterator[Finding]:
         yield warning(
             "relay.horizon",
             f"A transaction has been open for {oldest_s:.0f} s: cursors and WAL wait for it.",
-            "End it (pg_stat_activity says whose it is): slot-lost.md.",
+            "End it (pg_stat_activity says whose it is): runbooks/slot-lost.md.",
         )  # fmt: skip
     else:
         yield ok("relay.horizon", "No transaction is open for long.")
@@ -95,7 +101,8 @@ def check_queue(conn: Connection[Any], client: redis.Redis) -> Iterator[Finding]
         yield failure(
             "queue.epoch", "Redis does not have the epoch that the relay has recorded: it lost data, or is"
             " another server.",
-            "The relay begins a new one by itself; else see that it uses this Redis: redis-unavailable.md.",
+            "The relay begins a new one by itself; else see that it uses this Redis:"
+            " runbooks/redis-unavailable.md.",
         )  # fmt: skip
         return
     yield ok("queue.epoch", "Redis and PostgreSQL agree on the epoch.")
@@ -103,7 +110,7 @@ def check_queue(conn: Connection[Any], client: redis.Redis) -> Iterator[Finding]
     backlog = read_backlog(client, keys)
     waits = f"{backlog.events} events wait, the oldest for {backlog.oldest_ms / 1000:.1f} s."
     if backlog.events > _limit(BACKLOG) or backlog.oldest_ms > _limit(ROUTING_LAG):
-        yield failure("queue.backlog", waits, "See backlog-growing.md.")
+        yield failure("queue.backlog", waits, "See runbooks/backlog-growing.md.")
     else:
         yield ok("queue.backlog", waits)
     cells = connections_by_cell(client)

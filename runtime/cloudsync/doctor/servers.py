@@ -43,7 +43,9 @@ def check_postgres(conn: Connection[Any], host: str) -> Iterator[Finding]:
     version = shown["server_version"]
     if int(shown["server_version_num"]) < MINIMUM_VERSION:
         yield failure(
-            "postgres.version", f"PostgreSQL {version}.", "Upgrade to 15 or newer: major-version-upgrade.md."
+            "postgres.version",
+            f"PostgreSQL {version}.",
+            "Upgrade to 15 or newer: runbooks/major-version-upgrade.md.",
         )
     else:
         yield ok("postgres.version", f"PostgreSQL {version}.")
@@ -102,7 +104,7 @@ def check_redis(client: redis.Redis, subject: str, url: str) -> Iterator[Finding
         yield failure(
             f"{subject}.memory",
             f"{used * 100 // limit} % of its memory is used, and nothing is evicted.",
-            "See redis-unavailable.md; take a larger node, or lower CLOUDSYNC_FEED_BUDGET_BYTES.",
+            "See runbooks/redis-unavailable.md; take a larger node, or lower CLOUDSYNC_FEED_BUDGET_BYTES.",
         )
     else:
         yield ok(f"{subject}.memory", f"{used / 2**20:.0f} MiB used.")

@@ -80,7 +80,7 @@ def _rows(conn: Connection[Any], tenant: str) -> Finding:
         return failure(
             "tenants.rows",
             f"{tenant}: has rows in {', '.join(holding)} of the shared database, where nobody finds them.",
-            "Move them: move-a-tenant.md.",
+            "Move them: runbooks/move-a-tenant.md.",
         )
     if unseen:
         text = f"{tenant}: not looked for its rows in {', '.join(unseen)} of the shared database."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +12,17 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from rich.console import Console
 
 from cloudsync.dev.platform import Platform
 from cloudsync.dev.postgres import EmbeddedPostgres
 from cloudsync.doctor import servers
-from cloudsync.doctor.command import examine
+from cloudsync.doctor.command import examine, report
 from cloudsync.doctor.findings import Finding
 from cloudsync.feeds.keys import epoch_key
 from waiting import eventually
+
+_ROOT = Path(__file__).parents[3]
 
 
 def by_subject(postgres_url: str, redis_url: str, **more: str) -> dict[str, Finding]:
@@ -26,6 +30,8 @@ def by_subject(postgres_url: str, redis_url: str, **more: str) -> dict[str, Find
     for finding in found:
         assert finding.text.endswith("."), finding
         assert bool(finding.advice) == (finding.state != "ok"), finding
+        for page in re.findall(r"[\w/-]+\.md", finding.advice):
+            assert (_ROOT / page).exists(), finding
     return {finding.subject: finding for finding in found}
 
 
@@ -231,9 +237,15 @@ def test_a_running_platform_is_well(platform: Platform, redis_url: str) -> None:
     elsewhere = command({**environment, "CLOUDSYNC_REDIS_EVENTS_URL": redis_url})
     assert elsewhere.returncode == 1
     assert "does not have the epoch" in " ".join(elsewhere.stdout.split())
-    assert "redis-unavailable.md" in elsewhere.stdout
+    assert "runbooks/redis-unavailable.md" in elsewhere.stdout
     with redis.Redis.from_url(redis_url) as server:
         assert not server.keys(epoch_key("*")), "the doctor changes nothing"
+
+
+def test_where_all_is_well_nothing_stands_before_that(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [Finding("relay", "ok", "The relay is live.", "")]
+    assert report(findings, Console(), as_json=False, all_of_them=False) == 0
+    assert capsys.readouterr().out == "1 in order, 0 to be looked at, 0 broken.\n"
 
 
 def test_without_an_environment_it_says_what_it_needs(tmp_path: Path) -> None:
