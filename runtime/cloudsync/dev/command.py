@@ -152,12 +152,17 @@ def show_status(folder: Path, *, colour: bool = True) -> None:
 def stop(folder: Path) -> None:
     """Stop the platform in this folder and wait for its end. Raises NotRunning, StartFailed if it stays."""
     running = state.require(folder)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"Stopping the platform in {folder.expanduser().resolve()} (process {running.pid}) …", markup=False
+    )
     os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_WAIT_S
     while state.is_running(folder):
         if time.monotonic() > deadline:
             raise StartFailed(f"The platform (process {running.pid}) did not stop within {_STOP_WAIT_S:g} s.")
         time.sleep(0.05)
+    console.print("Stopped.")
 
 
 def psql(url: str, arguments: Sequence[str]) -> NoReturn:

@@ -177,10 +177,14 @@ def test_the_table_comes_on_request(terminal: _Terminal) -> None:
 
 
 def test_stop_leaves_nothing_behind(terminal: _Terminal) -> None:
+    folder = terminal.folder / ".cloudsync"
     family = _family(terminal.process.pid)
     assert len(family) >= 10  # with the workers' pools and PostgreSQL's own processes
     stopped = _run(terminal.folder, "stop")
     assert (stopped.returncode, stopped.stderr) == (0, "")
+    begun, ended = stopped.stdout.splitlines()
+    assert begun == f"Stopping the platform in {folder} (process {terminal.process.pid}) …"
+    assert ended == "Stopped."
     assert terminal.end() == 0
     assert _alive(family) == []
     assert terminal.lines[-1] == "Stopped."
