@@ -117,7 +117,11 @@ def tail(
     table: TableName,
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="As 'done=false' or 'n>=3'; may be repeated."),
+        typer.Option(
+            metavar="CONDITION",
+            help="As 'done=false' or 'n>=3', with = (or ==), != (or <>), <, <=, >, >=, `is null`,"
+            " `is not null` or `in (…)`; may be repeated.",
+        ),
     ] = None,
     columns: Annotated[str | None, typer.Option(metavar="A,B", help="Only these columns.")] = None,
     tenant: Annotated[str, typer.Option(help="Tenant of the development token.")] = "demo",
@@ -132,8 +136,11 @@ def tail(
     from cloudsync.client import tail as client_tail
     from cloudsync.dev import connections
 
+    api_url = connections.api_url(url, data)
+    if token is None and not as_json:  # whose view it is: of no row the reason may be that
+        typer.echo(f"-- as user {user} of tenant {tenant}", err=True)
     client_tail.run(
-        connections.api_url(url, data),
+        api_url,
         table,
         where=where or [],
         columns=[name.strip() for name in columns.split(",")] if columns else None,

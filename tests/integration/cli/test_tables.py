@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from cloudsync import cli
+from cloudsync.dev.platform import Platform
 
 
 class Done(NamedTuple):
@@ -106,3 +107,18 @@ def test_rules_are_said_and_not_lost_by_a_call_without_them(command: Command, da
     assert command("track", *rules).status == 0  # they are what they were
     replaced = command("track", "tasks", "--replace", "--conflict", "manual")
     assert replaced == Done(0, "Tracking public.tasks: tenant column tenant_id, conflicts manual.\n", "")
+
+
+def test_tail_says_whose_view_it_shows(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(platform.postgres_url(), autocommit=True) as connection:
+        connection.execute("CREATE TABLE tailed (id int PRIMARY KEY, tenant_id text, who text)")
+        connection.execute("SELECT cloudsync.track('tailed', owner_column => 'who')")
+    for more, said in ((), "-- as user ann of tenant acme\n"), (("--json",), ""):
+        arguments = ("--url", platform.api_url, "--tenant", "acme", "--user", "ann", "--limit", "0", *more)
+        monkeypatch.setattr(sys, "argv", ["cloudsync", "tail", "tailed", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        assert capsys.readouterr().err == said
