@@ -43,7 +43,11 @@ def settled(platform: Platform) -> Iterator[None]:
 
 def active_relay(world: World) -> str:
     """The relay that holds the slot, by the port of its connection."""
-    ((port,),) = eventually(lambda: world.run("SELECT client_port FROM pg_stat_replication"), 20)
+    # Of the slot's: the standby asks for it on a connection of its own.
+    feeding = (
+        "SELECT client_port FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
+    )
+    ((port,),) = eventually(lambda: world.run(feeding), 20)
     for name in ("relay", "relay-standby"):
         pid = world.platform.processes[name].pid
         if pid and any(c.laddr.port == port for c in psutil.Process(pid).net_connections("tcp")):
