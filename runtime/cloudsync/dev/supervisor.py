@@ -18,7 +18,7 @@ _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
 _STEADY_AFTER_S: Final = 30.0
 _ATTEMPTS: Final = 3
-_PORT_ATTEMPTS: Final = 5  # a connection of another process may have it for a moment
+_PORT_ATTEMPTS: Final = 8  # within 11 s: another process may have it for a moment
 _BUSY_POLL_S: Final = 0.02
 _IDLE_POLL_S: Final = 0.1
 _ASK_EVERY_S: Final = 0.05
@@ -42,7 +42,7 @@ class Supervisor:
     """Runs processes in groups; a group is stopped together, the last one started first.
 
     A process that ends is started again after 0.1 s, doubling up to 5 s, from 0.1 s again once it has been
-    up for 30 s. One that finds its port in use five times in a row is given up: whoever has it keeps it.
+    up for 30 s. One that finds its port in use eight times in a row is given up: whoever has it keeps it.
     `on_change(name, text)` is called from the supervisor's thread when something happened.
     """
 

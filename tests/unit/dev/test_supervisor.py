@@ -104,6 +104,12 @@ _IN_USE = "port 4711 is in use by another process"
 _GIVEN_UP = f"is not started again: {_IN_USE}. Stop that process, or choose another port with --one-port."
 
 
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloudsync.dev.supervisor._PORT_ATTEMPTS", 5)
+
+
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_process_whose_port_is_taken_is_given_up(supervisor: Supervisor, reports: _Reports) -> None:
     script = "echo 'no port [port_in_use]'; exit 1"
     lost = {"port": 4711, "port_lost": "[port_in_use]", "port_option": "--one-port"}
@@ -116,6 +122,7 @@ def test_a_process_whose_port_is_taken_is_given_up(supervisor: Supervisor, repor
     assert supervisor.statuses()[0].state == "failed"
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_who_took_the_port_of_a_process_does_not_pass_for_it(
     supervisor: Supervisor, reports: _Reports
 ) -> None:
