@@ -959,7 +959,7 @@ BEGIN
         v_at := to_json(nullif(current_setting('cloudsync.at', true), ''))::text;
     END IF;%1$s
 
-    IF TG_OP = 'UPDATE' AND NOT (%2$s) THEN%3$s%4$s
+    IF NOT (%2$s) THEN -- an UPDATE: without OLD or NEW the key, which is not null, differs%3$s%4$s
         IF v_old IS NULL%5$s OR v_late THEN
             IF v_old IS NOT NULL OR v_audience IS DISTINCT FROM v_old_audience THEN
                 PERFORM cloudsync.emit_current(%6$s, %7$s, 'u', coalesce(v_old, '{}'), %8$s, %9$s);

@@ -35,6 +35,8 @@ _PACE_EVENT_S: Final = 0.001
 _PACE_S: Final = 0.010
 _BUSY_PACE_EVENT_S: Final = 0.000_4
 _BUSY_PACE_S: Final = 0.040
+_BEHIND_US: Final = 100_000
+"""What waits longer has gathered enough: a backlog is not slowed down."""
 
 _log = logs.get("relay")
 
@@ -89,7 +91,8 @@ class Publisher:
                 await self._arrived.wait()
                 continue
             early_s = self._pace_until_s - time.monotonic()
-            if early_s > 0 and len(self._stream.events) < self._batch_events:
+            gathered = len(self._stream.events) >= self._batch_events or self._waits_us() > _BEHIND_US
+            if early_s > 0 and not gathered:
                 await self._stream.rest(early_s)
             events = self._stream.take(self._batch_events, self._batch_bytes)
             self._pace_until_s = time.monotonic() + _pace_s(len(events))
@@ -114,9 +117,7 @@ class Publisher:
 
         While events are parked, or missing, the head stays where it is: it may not pass them.
         """
-        waiting = self._stream.events
-        waits_us = time.time_ns() // 1000 - waiting[0].committed_us if waiting else 0
-        self._lag.set(max(0, waits_us) / 1000)
+        self._lag.set(self._waits_us() / 1000)
         feeds = self._outlet.feeds
         if feeds is None or self._handover.parked or self._state.catching_up:
             return
@@ -126,6 +127,11 @@ class Publisher:
             await feeds.write_head(position, self._state.horizon)
         except UNAVAILABLE as error:
             self._outlet.lose(error)
+
+    def _waits_us(self) -> int:
+        """How long the oldest event that arrived and is not handed over has waited, since its commit."""
+        waiting = self._stream.events
+        return max(0, time.time_ns() // 1000 - waiting[0].committed_us) if waiting else 0
 
     async def _write_awaited_head(self) -> None:
         """Everything that came is in the feeds: tell the gateways at once if one of their clients waits."""
