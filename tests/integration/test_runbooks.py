@@ -137,8 +137,15 @@ def test_drill_after_a_restore_the_doctor_is_asked(platform: Platform) -> None:
     world = World(platform)
     environment = {**platform.environment("gateway"), "CLOUDSYNC_API_URL": platform.api_url}
 
-    def is_well() -> bool:
-        (asked,) = _drill(world, "restore-a-database", environment).values()
-        return asked.returncode == 0 and "The relay is live." in asked.stdout
+    said = ""
 
-    eventually(is_well, 30)
+    def is_well() -> bool:
+        nonlocal said
+        (asked,) = _drill(world, "restore-a-database", environment).values()
+        said = asked.stdout
+        return asked.returncode == 0 and "The relay is live." in said
+
+    try:
+        eventually(is_well, 60)
+    finally:
+        print(said)
