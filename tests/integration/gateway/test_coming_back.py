@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -69,7 +70,8 @@ async def test_replay_brings_what_was_missed_and_nothing_else(world: World, tabl
         await ann.equal()
         assert all(view.resets == [] and view.errors == [] for view in ann.views.values())
         assert not any(b'"snapshot"' in f or b'"subscribed"' in f for f in ann.frames)
-        assert not any(b"secret" in f or b'"id":"10' in f for f in ann.frames)
+        hidden = re.compile(rb'secret|"id":"10[1-5]"')  # closed: a transaction's number may begin like a key
+        assert not any(hidden.search(f) for f in ann.frames)
         assert ann.views["low"].heard_of.isdisjoint(json.dumps({"id": str(n)}) for n in (101, 103, 104))
         world.run(f"UPDATE {table} SET v = 'live' WHERE id = 1")
         await ann.equal()
