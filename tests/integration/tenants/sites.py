@@ -6,14 +6,19 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import httpx
 
 from cloudsync.dev.platform import Platform
+from cloudsync.errors import DatabaseAway
 from cloudsync.feeds.connection import connect
 from cloudsync.feeds.keys import Keys, epoch_key
 from integration.path.world import Watcher, World, table_name
 from waiting import eventually_async
+
+T = TypeVar("T")
 
 LIVELY = {
     "CLOUDSYNC_HEARTBEAT_S": "0.2",
@@ -21,6 +26,26 @@ LIVELY = {
     "CLOUDSYNC_CANARY_WRITE_S": "1",
 }
 """Cursors come often, and so does what looks after all databases."""
+
+
+async def patient(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What an attempt comes to that is made as often as it is told to come again."""
+
+    async def made() -> tuple[T] | None:
+        try:
+            return (await attempt(),)
+        except Exception as error:
+            if not told_to_come_again(error):
+                raise
+            return None
+
+    (result,) = await eventually_async(made, 20)
+    return result
+
+
+def told_to_come_again(error: Exception) -> bool:
+    """Whether a refusal is one that passes."""
+    return getattr(error, "code", None) == DatabaseAway.code or "again" in str(error)
 
 
 class Sites:
@@ -53,17 +78,23 @@ class Sites:
 
     async def served(self, *tenants: str) -> None:
         """Return once every gateway has its place in the databases of these tenants, or of all."""
+        everywhere = len(self.platform.gateway_urls)
         for tenant in tenants or tuple(self.of):
-            await eventually_async(lambda t=tenant: self._is_served(t), 20)
+            await eventually_async(lambda t=tenant: self._gateways_of(t) == everywhere, 20)
 
-    def _is_served(self, tenant: str) -> bool:
+    async def given_up(self, tenant: str) -> None:
+        """Return once no gateway has a place in the tenant's database."""
+        await eventually_async(lambda: self._gateways_of(tenant) == 0, 20)
+
+    def _gateways_of(self, tenant: str) -> int:
         rows = self.of[tenant].run("SELECT database_id FROM cloudsync.relay_state")
         with connect(self.platform.redis_url) as client:
             epoch = client.get(epoch_key(rows[0][0])) if rows else None
             if not isinstance(epoch, bytes):
-                return False
+                return 0
             found = client.zcard(Keys(rows[0][0], epoch.decode()).gateways)
-            return found == len(self.platform.gateway_urls)
+            assert isinstance(found, int)
+            return found
 
     async def registers(self, tenant: str, user: str = "probe") -> None:
         """Return once the API serves a tenant."""
@@ -78,16 +109,7 @@ class Sites:
 
     async def watch(self, tenant: str, user: str, *, url: str | None = None) -> Watcher:
         """A client that comes again as long as it is told to: not every database is served at once."""
-
-        async def connected() -> Watcher | None:
-            try:
-                return await self.shared.watch(tenant, user, url=url)
-            except Exception as error:
-                if "again" not in str(error):
-                    raise
-                return None
-
-        return await eventually_async(connected, 20)
+        return await patient(lambda: self.shared.watch(tenant, user, url=url))
 
     async def command(self, *words: str, world: World | None = None, status: int = 0) -> str:
         """What a command of the terminal prints about a database, by default the shared one."""
