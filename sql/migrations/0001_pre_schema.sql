@@ -956,7 +956,7 @@ BEGIN
         -- OLD and NEW may be history already, and the row is read again.
         v_late := cloudsync.captured_deeper(pg_trigger_depth());
         v_actor := cloudsync.actor();
-        v_at := to_json(nullif(current_setting('cloudsync.at', true), ''))::text;
+        v_at := cloudsync.change_at()::text;
     END IF;%1$s
 
     IF NOT (%2$s) THEN -- an UPDATE: without OLD or NEW the key, which is not null, differs%3$s%4$s
@@ -1339,14 +1339,10 @@ $$;
 -- What a writer with an old snapshot could not record: who sees the rows that were written since it was taken. Whoever sees them now
 -- would never be told when he does not any more. A reset follows such a write; gateways call this before they read the rows for it.
 CREATE FUNCTION cloudsync.settle_audiences() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'iso_8601'
-SET extra_float_digits = '1' SET bytea_output = 'hex' SET lc_monetary = 'C' SET lock_timeout = '5s'
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 DECLARE
-    tracked cloudsync.tracked_tables;
     unsure record;
-    concerned text;
 BEGIN
     IF NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.unsure) THEN
         RETURN;
@@ -1355,14 +1351,7 @@ BEGIN
     FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer ORDER BY l.bucket) AS buckets
                   FROM cloudsync.audience_locks l WHERE l.unsure GROUP BY l.table_id ORDER BY l.table_id LOOP
         PERFORM pg_advisory_xact_lock(1129512960 + unsure.table_id, b) FROM unnest(unsure.buckets) AS b;
-        SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = unsure.table_id;
-        SELECT string_agg(format('cloudsync.audience_bucket(%s) = ANY ($2)', cloudsync.dependency_value(d, tracked.relid, 't', 1)), ' OR ')
-        INTO concerned FROM jsonb_array_elements(tracked.dependencies) d;
-        EXECUTE format('INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience)
-            SELECT $1, q.key_text, $3, q.audience FROM (%s(%s)) q
-            ON CONFLICT (table_id, key) DO UPDATE SET audience = excluded.audience
-            WHERE r.audience IS DISTINCT FROM excluded.audience', cloudsync.current_query(tracked), coalesce(concerned, 'true'))
-        USING tracked.table_id, unsure.buckets, tracked.version_floor;
+        PERFORM cloudsync.record_audiences(unsure.table_id, unsure.buckets);
         UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = unsure.table_id AND l.bucket = ANY (unsure.buckets);
     END LOOP;
 END
@@ -1376,22 +1365,25 @@ AS $$
 $$;
 
 -- Records who may see each row now. Where a function decides, also for rows that never changed: what it says
--- later tells nothing about who saw them before.
-CREATE FUNCTION cloudsync.record_audiences(p_table_id integer) RETURNS void
+-- later tells nothing about who saw them before. p_buckets: of the rows alone whose locks are these (audience_bucket()).
+CREATE FUNCTION cloudsync.record_audiences(p_table_id integer, p_buckets integer[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO, YMD' SET IntervalStyle = 'iso_8601'
 SET extra_float_digits = '1' SET bytea_output = 'hex' SET lc_monetary = 'C'
 AS $$
 DECLARE
     tracked cloudsync.tracked_tables;
+    concerned text;
 BEGIN
     SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
     IF tracked.audience_function IS NOT NULL THEN
+        SELECT string_agg(format('cloudsync.audience_bucket(%s) = ANY ($3)', cloudsync.dependency_value(d, tracked.relid, 't', 1)), ' OR ')
+        INTO concerned FROM jsonb_array_elements(tracked.dependencies) d WHERE p_buckets IS NOT NULL;
         EXECUTE format('INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience)
-            SELECT $1, q.key_text, $2, q.audience FROM (%strue) q
+            SELECT $1, q.key_text, $2, q.audience FROM (%s(%s)) q
             ON CONFLICT (table_id, key) DO UPDATE SET audience = excluded.audience
-            WHERE r.audience IS DISTINCT FROM excluded.audience', cloudsync.current_query(tracked))
-        USING p_table_id, tracked.version_floor;
+            WHERE r.audience IS DISTINCT FROM excluded.audience', cloudsync.current_query(tracked), coalesce(concerned, 'true'))
+        USING p_table_id, tracked.version_floor, p_buckets;
     ELSIF EXISTS (SELECT FROM cloudsync.row_state r WHERE r.table_id = p_table_id) THEN
         EXECUTE format('UPDATE cloudsync.row_state r SET audience = q.audience FROM (%strue) q
             WHERE r.table_id = $1 AND r.key = q.key_text AND r.audience IS DISTINCT FROM q.audience',
@@ -2515,6 +2507,7 @@ BEGIN
             UNION SELECT cloudsync.using_type(command.objid) WHERE command.classid = 'pg_type'::regclass
             UNION SELECT cloudsync.using_type(c.reltype) FROM pg_class c -- of a composite type, or of a table as one
                 WHERE command.classid = 'pg_class'::regclass AND c.oid = command.objid AND c.reltype <> 0
+                  AND command.command_tag IN ('ALTER TABLE', 'ALTER TYPE') -- what has just been made is in no table yet
         LOOP
             IF command.command_tag = 'ALTER TABLE' AND command.classid = 'pg_class'::regclass THEN
                 PERFORM cloudsync.keep_triggers(command.objid);
