@@ -385,6 +385,12 @@ CREATE TABLE cloudsync.audience_locks (
 COMMENT ON COLUMN cloudsync.audience_locks.unsure IS
     'a writer with an old snapshot changed the audience of rows that it could not see: see settle_audiences()';
 
+CREATE TABLE cloudsync.unsettled_views (
+    table_id integer PRIMARY KEY
+);
+COMMENT ON TABLE cloudsync.unsettled_views IS
+    'whose views were read while audiences were unsure: they start over once these are settled';
+
 ---------------------------------------------------------------------------------------------------
 -- Values and shards
 ---------------------------------------------------------------------------------------------------
@@ -1338,22 +1344,43 @@ $$;
 
 -- What a writer with an old snapshot could not record: who sees the rows that were written since it was taken. Whoever sees them now
 -- would never be told when he does not any more. A reset follows such a write; gateways call this before they read the rows for it.
-CREATE FUNCTION cloudsync.settle_audiences() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+-- It waits for no writer: a lock that one holds is left for the next call, and views are read meanwhile. Until that call somebody may
+-- miss that a row goes, so a second reset follows it. False: something is left. Call it as READ COMMITTED.
+CREATE FUNCTION cloudsync.settle_audiences() RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     unsure record;
+    locked integer[];
 BEGIN
-    IF NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.unsure) THEN
-        RETURN;
+    IF NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.unsure) AND NOT EXISTS (SELECT FROM cloudsync.unsettled_views) THEN
+        RETURN true;
     END IF;
-    PERFORM pg_advisory_xact_lock(1129512960, 3);
-    FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer ORDER BY l.bucket) AS buckets
+    BEGIN
+        PERFORM pg_advisory_xact_lock(1129512960, 3);
+    EXCEPTION WHEN lock_not_available THEN
+        INSERT INTO cloudsync.unsettled_views SELECT DISTINCT l.table_id FROM cloudsync.audience_locks l WHERE l.unsure ON CONFLICT DO NOTHING;
+        RETURN false;
+    END;
+    FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer) AS buckets
                   FROM cloudsync.audience_locks l WHERE l.unsure GROUP BY l.table_id ORDER BY l.table_id LOOP
-        PERFORM pg_advisory_xact_lock(1129512960 + unsure.table_id, b) FROM unnest(unsure.buckets) AS b;
-        PERFORM cloudsync.record_audiences(unsure.table_id, unsure.buckets);
-        UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = unsure.table_id AND l.bucket = ANY (unsure.buckets);
+        BEGIN
+            locked := ARRAY(SELECT b FROM unnest(unsure.buckets) AS b WHERE pg_try_advisory_xact_lock(1129512960 + unsure.table_id, b));
+            IF locked <> '{}' THEN
+                PERFORM cloudsync.record_audiences(unsure.table_id, locked);
+                UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = unsure.table_id AND l.bucket = ANY (locked);
+            END IF;
+        EXCEPTION WHEN lock_not_available THEN -- a row's state, whose audience another dependency changes
+            NULL;
+        END;
     END LOOP;
+    INSERT INTO cloudsync.unsettled_views SELECT DISTINCT l.table_id FROM cloudsync.audience_locks l WHERE l.unsure ON CONFLICT DO NOTHING;
+    FOR unsure IN DELETE FROM cloudsync.unsettled_views v
+                  WHERE NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.table_id = v.table_id AND l.unsure)
+                  RETURNING v.table_id LOOP
+        PERFORM cloudsync.reset_table(unsure.table_id);
+    END LOOP;
+    RETURN NOT EXISTS (SELECT FROM cloudsync.unsettled_views);
 END
 $$;
 
@@ -2139,6 +2166,7 @@ BEGIN
     ON CONFLICT (schema_name, table_name) DO UPDATE SET version_floor = greatest(f.version_floor, excluded.version_floor);
     PERFORM cloudsync.emit_table(tracked.table_id, tracked.schema_name || '.' || tracked.table_name, 'x', NULL, 0);
     DELETE FROM cloudsync.audience_locks l WHERE l.table_id = tracked.table_id;
+    DELETE FROM cloudsync.unsettled_views v WHERE v.table_id = tracked.table_id;
     DELETE FROM cloudsync.text_ops o WHERE o.table_id = tracked.table_id;
     DELETE FROM cloudsync.tracked_tables t WHERE t.table_id = tracked.table_id;
 END

@@ -358,8 +358,7 @@ class Gateway:
     async def _register(self, keys: Keys) -> None:
         self.subscriptions.interrupt()  # also what an attempt that failed half-way has begun
         await self.subscriptions.load_catalog()
-        with contextlib.suppress(psycopg.errors.LockNotAvailable):  # then the next change of a table does it
-            await self.subscriptions.settle_audiences()
+        await self.subscriptions.audiences.settle()
         registration = GatewayRegistration(self._redis, keys, self.gateway_id, cell=self.settings.cell)
         await registration.register()
         if self.keys is not None and self.keys.database_id != keys.database_id:

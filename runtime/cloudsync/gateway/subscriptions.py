@@ -26,6 +26,7 @@ from cloudsync.errors import BadFilter, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
 from cloudsync.gateway.allowance import Allowance
 from cloudsync.gateway.answers import failure, row_texts
+from cloudsync.gateway.audiences import Audiences
 from cloudsync.gateway.checksums import Checksums
 from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import HostedTopic, Hub, Subscription
@@ -108,6 +109,7 @@ class Subscriptions:
         )  # fmt: skip
         self._unsettled: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self.audiences = Audiences(pool, start=self._start)
         self._refetches = Refetches(
             pool, start=self._start, start_over=lambda subscription: self._reset(subscription, "resync")
         )
@@ -132,11 +134,6 @@ class Subscriptions:
                 async with self._pool.connection(timeout=5) as connection:
                     await self.catalog.load(connection)
                 self._catalog_read = reading
-
-    async def settle_audiences(self) -> None:
-        """Let PostgreSQL record who sees rows that a writer with an old snapshot gave to others, unseen."""
-        async with self._pool.connection(timeout=5) as connection:
-            await connection.execute("SELECT cloudsync.settle_audiences()")
 
     def subscribe(self, connection: Connection, request: Subscribe) -> None:
         """Begin a subscription; its frames, or an error with its id, follow. Raises RequestError at once."""
@@ -426,7 +423,7 @@ class Subscriptions:
         """However long PostgreSQL is away: views that start over by the old catalog would stay wrong."""
         while True:
             try:
-                await self.settle_audiences()
+                await self.audiences.settle()
                 return await self.load_catalog()
             except (psycopg.Error, PoolTimeout) as error:
                 _log.warning("catalog not reloaded", reason=type(error).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -223,6 +224,42 @@ def test_who_was_given_a_row_unseen_is_told_when_it_goes(projects: Database, lev
     assert not projects.rows("SELECT FROM cloudsync.audience_locks WHERE unsure")
     projects.run("DELETE FROM members WHERE user_id = 'dan'")
     assert _changes(projects) == [("u", "8", ["dan"], [])]
+
+
+@pytest.mark.parametrize("held", ["bucket", "state", "turn"])
+def test_who_is_given_a_row_is_recorded_without_waiting_for_a_writer(projects: Database, held: str) -> None:
+    """Views go on meanwhile, and start over once it has been recorded."""
+    with (
+        projects.connect(autocommit=False) as changer,
+        projects.connect(autocommit=False) as writer,
+        projects.connect() as gateway,
+    ):
+        changer.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        changer.execute("SELECT 1 FROM projects")
+        projects.run("INSERT INTO projects VALUES (8, 'a', 'eight'), (9, 'a', 'nine')")
+        changer.execute("INSERT INTO members VALUES (8, 'dan')")
+        changer.commit()
+        projects.events()
+        if held == "bucket":
+            writer.execute("UPDATE projects SET name = 'acht' WHERE id = 8")
+        elif held == "state":
+            writer.execute("SELECT FROM cloudsync.row_state WHERE key = '[\"8\"]' FOR UPDATE")
+        else:
+            writer.execute("SELECT pg_advisory_xact_lock(1129512960, 3)")
+        gateway.execute("SET SESSION AUTHORIZATION cloudsync_service")
+        gateway.execute("SET lock_timeout = '20s'")
+        for _ in range(2):
+            began_s = time.monotonic()
+            assert gateway.execute("SELECT cloudsync.settle_audiences()").fetchone() == (False,)
+            assert time.monotonic() - began_s < 2
+        assert projects.events() == []
+        writer.rollback()
+        for _ in range(2):
+            assert gateway.execute("SELECT cloudsync.settle_audiences()").fetchone() == (True,)
+    assert [event.op for event in projects.events()] == ["t"]
+    recorded = dict(projects.rows("SELECT key, audience FROM cloudsync.row_state"))
+    assert recorded['["8"]'] == ["dan"]
+    assert not projects.rows("SELECT FROM cloudsync.unsettled_views")
 
 
 def test_a_deleted_row_is_not_brought_back_by_its_members(projects: Database, eventually) -> None:  # type: ignore[no-untyped-def]

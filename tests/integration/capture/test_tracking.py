@@ -26,7 +26,7 @@ def _catalog(db: Database) -> list[Any]:
                 " ORDER BY 1"),
         db.rows("SELECT count(*) FROM pg_attribute WHERE attrelid = 'public.t'::regclass AND attnum > 0"),
         db.rows("SELECT FROM cloudsync.tracked_tables UNION ALL SELECT FROM cloudsync.row_state UNION ALL"
-                " SELECT FROM cloudsync.audience_locks"),
+                " SELECT FROM cloudsync.audience_locks UNION ALL SELECT FROM cloudsync.unsettled_views"),
     ]  # fmt: skip
 
 

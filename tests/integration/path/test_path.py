@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -371,7 +373,8 @@ async def test_a_label_of_another_name_reaches_those_who_hold_it(world: World) -
     assert sad.errors[0]["code"] == "bad_filter"
 
 
-async def test_a_member_of_whom_an_old_snapshot_knew_nothing_leaves_again(world: World) -> None:
+def teams(world: World) -> str:
+    """Rows of teams, whose members see them."""
     table = table_name("tasks")
     world.run(f"CREATE TABLE {table} (id integer PRIMARY KEY, tenant_id text, team integer)")
     world.run(f"CREATE TABLE {table}_members (team integer, who text)")
@@ -384,15 +387,44 @@ async def test_a_member_of_whom_an_old_snapshot_knew_nothing_leaves_again(world:
         f"SELECT cloudsync.track('{table}', audience => 'public.{table}_readers',"
         f" audience_depends_on => '{depends}')"
     )
+    return table
+
+
+async def test_a_member_of_whom_an_old_snapshot_knew_nothing_leaves_again(world: World) -> None:
+    table = teams(world)
     eve = await world.watch("acme", "eve")
     view = await eve.subscribe("s", table)
-    with world.connect() as changer:
-        changer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")
-        changer.execute(f"SELECT FROM {table}".encode())
-        world.run(f"INSERT INTO {table} VALUES (1, 'acme', 3)")
-        changer.execute(f"INSERT INTO {table}_members VALUES (3, 'eve')".encode())
-        changer.execute("COMMIT")
+    give_unseen(world, table, "eve")
     await eve.until(lambda: view.rows)
     world.run(f"DELETE FROM {table}_members")
     await eve.until(lambda: not view.rows)
     assert view.faults == []
+
+
+async def test_a_transaction_that_stays_open_keeps_nobody_from_what_others_committed(world: World) -> None:
+    """Nor from hearing of what it did itself to rows of which it could not know who sees them."""
+    table = teams(world)
+    eve = await world.watch("acme", "eve")
+    view = await eve.subscribe("s", table)
+    gateway = world.platform.processes["gateway"].pid
+    assert gateway is not None
+    with psycopg.connect(world.url) as writer:
+        os.kill(gateway, signal.SIGSTOP)
+        try:
+            give_unseen(world, table, "eve")
+            writer.execute(f"INSERT INTO {table} VALUES (2, 'acme', 3)".encode())
+        finally:
+            os.kill(gateway, signal.SIGCONT)
+        await eve.until(lambda: list(view.rows) == ['{"id": 1}'])
+        writer.execute(f"UPDATE {table} SET team = 4 WHERE id = 1".encode())
+    await eve.until(lambda: list(view.rows) == ['{"id": 2}'])
+
+
+def give_unseen(world: World, table: str, user: str) -> None:
+    """A row is written, and its team's member added by a transaction that cannot see the row."""
+    with world.connect() as changer:
+        changer.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT")
+        changer.execute(f"SELECT FROM {table}".encode())
+        world.run(f"INSERT INTO {table} VALUES (1, 'acme', 3)")
+        changer.execute(f"INSERT INTO {table}_members VALUES (3, '{user}')".encode())
+        changer.execute("COMMIT")
