@@ -240,6 +240,7 @@ CREATE TABLE cloudsync.clients (
     user_id text NOT NULL,
     name text,
     platform text,
+    ephemeral boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT now(),
     last_seen_at timestamptz,
     last_cursor text,
@@ -247,6 +248,8 @@ CREATE TABLE cloudsync.clients (
     revoked_at timestamptz
 );
 CREATE INDEX clients_user ON cloudsync.clients (tenant_id, user_id);
+COMMENT ON COLUMN cloudsync.clients.ephemeral IS
+    'it keeps nothing beyond its process: where a user has too many, the one that was unseen for longest gives way';
 
 CREATE TABLE cloudsync.mutations (
     client_id text NOT NULL,

@@ -41,6 +41,11 @@ class Endpoint(Body):
 class NewClient(Body):
     name: Name | None = Field(default=None, description="How the user calls this device.")
     platform: Platform | None = Field(default=None, examples=["python", "web", "ios"])
+    ephemeral: bool = Field(
+        default=False,
+        description="It keeps nothing beyond its process: where the user has too many clients, "
+        "the one of these that was unseen for longest gives way to a new one.",
+    )
 
 
 class ClientBody(Body):

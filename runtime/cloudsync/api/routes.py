@@ -18,13 +18,14 @@ from cloudsync.api.bodies import (
     Token,
     TokenRequest,
 )
-from cloudsync.api.services import Caller, Served
+from cloudsync.api.database import Database
+from cloudsync.api.services import Caller, Served, Services
 from cloudsync.audit.records import CLIENT_REGISTERED, CLIENT_REVOKED
 from cloudsync.protocol.messages import SUBPROTOCOL
 from cloudsync.registry import clients, revocations
 from cloudsync.settings import Settings
 from cloudsync.sharding import cell_of
-from cloudsync.tokens import development_token
+from cloudsync.tokens import Principal, development_token
 
 _TOKEN_LIFETIME_S = 12 * 3600
 
@@ -53,11 +54,11 @@ def public(settings: Settings) -> APIRouter:
         wanted = body or NewClient()
         await served.look_again()
         database = await served.database(principal)
-        client = await database.transact(
-            lambda connection: clients.register(
-                connection, principal, name=wanted.name, platform=wanted.platform
-            )
+        client, displaced = await database.transact(
+            lambda connection: clients.register(connection, principal, **wanted.model_dump())
         )
+        if displaced is not None:
+            await _announce(database, served, principal, displaced)
         database.note(CLIENT_REGISTERED, principal, client.client_id)
         return ClientBody.model_validate(client)
 
@@ -78,12 +79,16 @@ def public(settings: Settings) -> APIRouter:
         found = await database.transact(lambda connection: clients.revoke(connection, principal, client_id))
         if not found:
             return failures.answer("not_found", "You have no client with this id.")
-        database.note(CLIENT_REVOKED, principal, client_id)
-        # After the commit. If Redis is away the caller gets 503 and repeats; a repeat is harmless.
-        await revocations.announce(served.redis, client_id)
+        await _announce(database, served, principal, client_id)
         return Response(status_code=204)
 
     return router
+
+
+async def _announce(database: Database, services: Services, principal: Principal, client_id: str) -> None:
+    """A client was revoked. If Redis is away the caller gets 503 and repeats; a repeat is harmless."""
+    database.note(CLIENT_REVOKED, principal, client_id)
+    await revocations.announce(services.redis, client_id)
 
 
 def development(settings: Settings) -> APIRouter:

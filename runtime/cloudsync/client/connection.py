@@ -162,7 +162,9 @@ class Client:
 
     @property
     def client_id(self) -> str:
-        """The id that the API issued; keep it to be the same client next time."""
+        """The id that the API issued. Without a store it is this process's own: where its user has a hundred
+        clients, the one of these that was unseen for longest gives way to a new one.
+        """
         return self._session.client_id
 
     @property
@@ -435,7 +437,9 @@ class Client:
             self._store.belong_to_user(user)
         url = await self._rest.endpoint(token)
         if not self._session.client_id:
-            client_id = await self._rest.register(token, name=self._name, platform=self._platform)
+            client_id = await self._rest.register(
+                token, name=self._name, platform=self._platform, ephemeral=self._store is None
+            )
             if self._store is not None:
                 self._store.register(client_id)
             self._session.issued(client_id)

@@ -42,10 +42,17 @@ class Rest:
             )
         return url
 
-    async def register(self, token: str, *, name: str | None, platform: str | None) -> str:
-        """A new client id of the token's user."""
-        answer = await self._call("POST", "/v1/clients", token, {"name": name, "platform": platform})
+    async def register(
+        self, token: str, *, name: str | None, platform: str | None, ephemeral: bool = False
+    ) -> str:
+        """A new client id of the token's user; `ephemeral`: its process keeps nothing beyond its end."""
+        wanted = {"name": name, "platform": platform, "ephemeral": ephemeral}
+        answer = await self._call("POST", "/v1/clients", token, wanted)
         return str(answer["client_id"])
+
+    async def revoke(self, token: str, client_id: str) -> None:
+        """End one of the token's user's clients for good."""
+        await self._call("DELETE", f"/v1/clients/{client_id}", token)
 
     async def development_token(self, *, tenant: str, user: str) -> str:
         """A token of any user; only where the platform runs in development mode."""
@@ -81,6 +88,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _read(response: httpx.Response, where: str) -> dict[str, Any]:
+    if response.status_code == 204:
+        return {}
     try:
         body = response.json()
     except ValueError:

@@ -35,6 +35,7 @@ from cloudsync.gateway.connection import Connection
 from cloudsync.gateway.hub import Hub
 from cloudsync.gateway.presence import Presences
 from cloudsync.gateway.replay import Replayer, Resumed
+from cloudsync.gateway.sightings import Sightings
 from cloudsync.gateway.spool import SpoolSpace
 from cloudsync.gateway.stream import DeliveryStream, Gap
 from cloudsync.gateway.subscriptions import NotConnected, Subscriptions
@@ -128,6 +129,7 @@ class Gateway:
         self.conflicts = OpenConflicts(
             self.pool, self.subscriptions.catalog, at_once=settings.snapshots_at_once
         )
+        self._sightings = Sightings(self.pool, self.connections)
         self.presences = Presences(settings, keyring, self.pool, lambda: self.keys)
         self.hub.departed = self.presences.departed
         self.subscriptions.ended = self.presences.left
@@ -170,6 +172,7 @@ class Gateway:
                 self._tend_connections(),
                 self._checksums.run(),
                 self.presences.run(),
+                self._sightings.run(),
             ]
             if self.journal is not None:
                 endless.append(self.journal.run())
@@ -228,6 +231,8 @@ class Gateway:
         principal = connection.principal
         if principal is None:
             return
+        if connection.client_id is not None:
+            self._sightings.left(connection.client_id)
         place = (principal.tenant, principal.user)
         self.users[place] -= 1
         if not self.users[place]:

@@ -1,7 +1,8 @@
 """Client ids: issued to a user by the API, verified by the gateway at every connect.
 
 Every function takes an async psycopg connection and leaves the commit to its caller, but for `register`,
-which opens its own transaction (or a savepoint in the caller's).
+which opens its own transaction (or a savepoint in the caller's). Whoever revokes one
+announces it (`revocations`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from psycopg import AsyncConnection
@@ -20,6 +21,8 @@ from cloudsync.errors import ClientRefused, DatabaseAway, LimitReached, TenantDi
 from cloudsync.tokens import Principal
 
 CLIENTS_PER_USER: Final = 100
+UNSEEN_S: Final = 600
+"""Who was not seen for so long is not connected: gateways say twice as often who is."""
 _FORM: Final = re.compile(r"c_[A-Za-z0-9_-]{22}\Z")
 
 
@@ -33,20 +36,37 @@ class Client(msgspec.Struct, frozen=True):
     last_seen_at: datetime | None
 
 
+class Registration(NamedTuple):
+    """A new client, and the id of the one that was revoked to give it a place, if one was."""
+
+    client: Client
+    displaced: str | None
+
+
 async def register(
-    conn: AsyncConnection[Any], principal: Principal, *, name: str | None = None, platform: str | None = None
-) -> Client:
-    """A new client id for the principal. Raises LimitReached at 100 live clients of one user."""
+    conn: AsyncConnection[Any],
+    principal: Principal,
+    *,
+    name: str | None = None,
+    platform: str | None = None,
+    ephemeral: bool = False,
+) -> Registration:
+    """A new client id for the principal; `ephemeral`: of a process that keeps nothing beyond its end.
+
+    At 100 live clients of one user the ephemeral one that was unseen for longest is revoked, if that is ten
+    minutes at least: a process that died has left it. Raises LimitReached if there is none.
+    """
     async with conn.transaction(), conn.cursor(row_factory=class_row(Client)) as cursor:
         # The count needs a snapshot taken after the lock, hence two statements.
         await cursor.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))",
             (f"cloudsync clients\x1f{principal.tenant}\x1f{principal.user}",),
         )
+        displaced = await _displace(conn, principal)
         await cursor.execute(
             """
-            INSERT INTO cloudsync.clients (client_id, tenant_id, user_id, name, platform)
-            SELECT %(id)s, %(tenant)s, %(user)s, %(name)s, %(platform)s
+            INSERT INTO cloudsync.clients (client_id, tenant_id, user_id, name, platform, ephemeral)
+            SELECT %(id)s, %(tenant)s, %(user)s, %(name)s, %(platform)s, %(ephemeral)s
             WHERE (SELECT count(*) FROM cloudsync.clients
                    WHERE tenant_id = %(tenant)s AND user_id = %(user)s AND revoked_at IS NULL) < %(limit)s
             RETURNING client_id, name, platform, created_at, last_seen_at
@@ -57,6 +77,7 @@ async def register(
                 "user": principal.user,
                 "name": name,
                 "platform": platform,
+                "ephemeral": ephemeral,
                 "limit": CLIENTS_PER_USER,
             },
         )
@@ -66,7 +87,31 @@ async def register(
             f"A user may have at most {CLIENTS_PER_USER} clients.",
             hint="Revoke one that is no longer used: DELETE /v1/clients/{id}.",
         )
-    return client
+    return Registration(client, displaced)
+
+
+async def _displace(conn: AsyncConnection[Any], principal: Principal) -> str | None:
+    """Make a place for one more if there is none: the id that is revoked for it."""
+    cursor = await conn.execute(
+        """
+        WITH live AS (
+            SELECT client_id, ephemeral, coalesce(last_seen_at, created_at) AS seen_at FROM cloudsync.clients
+            WHERE tenant_id = %(tenant)s AND user_id = %(user)s AND revoked_at IS NULL)
+        UPDATE cloudsync.clients SET revoked_at = now()
+        WHERE (SELECT count(*) FROM live) >= %(limit)s
+          AND client_id = (SELECT client_id FROM live WHERE ephemeral AND seen_at < now() - %(unseen)s
+                           ORDER BY seen_at, client_id LIMIT 1)
+        RETURNING client_id
+        """,
+        {
+            "tenant": principal.tenant,
+            "user": principal.user,
+            "limit": CLIENTS_PER_USER,
+            "unseen": timedelta(seconds=UNSEEN_S),
+        },
+    )
+    row = await cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
 async def list_clients(conn: AsyncConnection[Any], principal: Principal) -> list[Client]:
@@ -130,7 +175,7 @@ async def verify(
 
 
 async def seen(conn: AsyncConnection[Any], ids: Iterable[str]) -> None:
-    """Stamp clients as seen now, all in one statement."""
+    """Stamp clients as seen now, all in one statement. Gateways do it at least every `UNSEEN_S / 2`."""
     await conn.execute(
         """
         UPDATE cloudsync.clients AS c SET last_seen_at = now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from psycopg import sql
 
 from cloudsync.client import ChangeEvent, Client, View
 from cloudsync.client.frames import Data, DataCreate, DataUpdate, Frame, SyncBatch
+from cloudsync.client.rest import Rest
 from cloudsync.errors import CloudSyncError
 from cloudsync.protocol.messages import Heartbeat, Mode, Subscribed, SubscriptionReset, Welcome, Where
 from cloudsync.verify.ledger import Ledger, Sighting, User
@@ -88,7 +90,7 @@ class Observer:
     async def restart(self) -> None:
         """End the client and begin anew, with what its store holds if it has one."""
         self.away = False
-        await self.close()
+        await (self.close() if self._store is not None else self.leave())
         self.client = self._new_client()
         await self.open()
         watches, self.watches = self.watches, []
@@ -104,6 +106,13 @@ class Observer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
+
+    async def leave(self) -> None:
+        """Close for good: the user's other clients need the place."""
+        await self.close()
+        if self.client.client_id:
+            with contextlib.suppress(CloudSyncError):  # it can be out of order: then the place is lost
+                await Rest(self._url).revoke(self._token(), self.client.client_id)
 
     def subscribe(self, watch: Watch) -> None:
         """Ask for a view; it comes when the connection allows."""

@@ -122,7 +122,7 @@ class Runner:
                     yield
             finally:
                 await asyncio.gather(
-                    *(observer.close() for observer in self._present), *(w.close() for w in self._writers)
+                    *(observer.leave() for observer in self._present), *(w.close() for w in self._writers)
                 )
                 self._sum_up()
 
@@ -213,7 +213,7 @@ class Runner:
     async def _close(self, number: int, observer: Observer) -> None:
         self._observers[number] = None
         self._past.append(observer)
-        await observer.close()
+        await observer.leave()
 
     async def _break(self, step: Break) -> None:
         if self._target.faults:

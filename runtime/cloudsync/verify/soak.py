@@ -100,7 +100,7 @@ class Run:
                 await self._settle(truth)
                 self.report.wrong += await truth.distrust(self._target.users)
         finally:
-            await asyncio.gather(*(o.close() for o in self._observers), *(w.close() for w in writers))
+            await asyncio.gather(*(o.leave() for o in self._observers), *(w.close() for w in writers))
         for observer in self._observers:
             observer.judge()
             self.report.leaked += observer.leaks

@@ -16,6 +16,7 @@ import redis.asyncio
 from cloudsync.feeds.keys import REVOKED_CHANNEL
 from cloudsync.protocol.codes import ERROR_MEANINGS
 from cloudsync.registry import clients
+from cloudsync.registry.revocations import was_revoked
 from cloudsync.settings import Settings
 from cloudsync.sharding import cell_of
 
@@ -113,6 +114,28 @@ async def test_a_user_has_a_hundred_clients_at_most_even_at_once(
     client_id = next(answer for answer in made if answer.status_code == 201).json()["client_id"]
     await api.delete(f"/v1/clients/{client_id}", headers=headers)
     assert (await api.post("/v1/clients", headers=headers)).status_code == 201
+
+
+async def test_who_left_nothing_behind_and_was_unseen_for_long_gives_way(
+    api: httpx.AsyncClient, bearer: Bearer, database: str, settings: Settings
+) -> None:
+    headers = bearer("crowd")
+
+    async def register(ephemeral: bool) -> httpx.Response:
+        return await api.post("/v1/clients", headers=headers, json={"ephemeral": ephemeral})
+
+    made = [(await register(ephemeral)).json()["client_id"] for ephemeral in ([False, True, True] * 34)[:100]]
+    assert (await register(True)).status_code == 409, "nobody was unseen for long enough"
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+        age = "UPDATE cloudsync.clients SET created_at = now() - interval '1 day' WHERE client_id = ANY(%s)"
+        await connection.execute(age, (made[:3],))
+        await clients.seen(connection, [made[1]])
+        new = (await register(False)).json()["client_id"]
+    left = {each["client_id"] for each in (await api.get("/v1/clients", headers=headers)).json()["clients"]}
+    assert left == {*made, new} - {made[2]}
+    assert (await register(True)).status_code == 409
+    async with redis.asyncio.from_url(settings.redis_events_url) as client:
+        assert await was_revoked(client, made[2])
 
 
 async def test_without_a_good_token_nothing_is_served(api: httpx.AsyncClient) -> None:

@@ -101,7 +101,7 @@ class Workshop:
     async def author(self, user: str = "ann", tenant: str = "acme") -> Author:
         connection = await self.service()
         principal = Principal(tenant=tenant, user=user, expires_at=2**40)
-        client = await clients.register(connection, principal)
+        client, _ = await clients.register(connection, principal)
         return Author(self, connection, principal, client.client_id)
 
     async def close(self) -> None:

@@ -151,5 +151,5 @@ def _percentiles(
 async def _connect(target: Target, user: str) -> RawConnection:
     token = target.token(user)
     rest = Rest(target.api_url)
-    client_id = await rest.register(token, name="bench", platform=None)
+    client_id = await rest.register(token, name="bench", platform=None, ephemeral=True)
     return await RawConnection.open(await rest.endpoint(token), token=token, client_id=client_id)
