@@ -32,11 +32,18 @@ class World:
         self.platform = platform
         self.url = platform.postgres_url()
         self._watchers: list[Watcher] = []
+        self._registered: list[str] = []
 
     async def close(self) -> None:
-        """Disconnect whoever is still connected."""
+        """Disconnect whoever is still connected, and leave the users' places for clients to the next test."""
         for watcher in self._watchers:
             await watcher.close()
+        if self._registered:
+            with contextlib.suppress(psycopg.OperationalError):  # where a test has ended the server
+                self.run(
+                    "UPDATE cloudsync.clients SET revoked_at = now() WHERE client_id = ANY(%s)",
+                    self._registered,
+                )
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.url, autocommit=True)
@@ -86,7 +93,9 @@ class World:
             timeout=20,
         )
         assert answer.status_code == 201, answer.text
-        return str(answer.json()["client_id"])
+        client_id = str(answer.json()["client_id"])
+        self._registered.append(client_id)
+        return client_id
 
     async def watch(
         self,
