@@ -37,7 +37,7 @@ SETTINGS: Final[Mapping[str, str]] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_checkpoints": "off",
-    "log_line_prefix": "%m [%p] ",
+    "log_line_prefix": "%m [%p] %a ",
     "jit": "off",  # compiling a plan costs more than any query here takes
 }
 _NOT_DURABLE: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}

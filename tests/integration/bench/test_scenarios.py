@@ -156,5 +156,5 @@ def test_return(tmp_path: Path) -> None:
     result = run(tmp_path, "return", "--seconds", "2", "--clients", "200", "--rate", "100", "--no-fsync")
     metrics = check(result, "return", "back_s", "gateway_rss_peak_kb", "lost")
     assert metrics["replayed"] == 200
-    assert metrics["gateway_statements"] == 0
+    assert 0 < metrics["gateway_statements"] < 200, "its upkeep's alone, of which clients cost nothing"
     assert metrics["events_received"] >= 200  # two clients look at each row
