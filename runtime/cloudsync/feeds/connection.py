@@ -18,6 +18,8 @@ _TIMEOUTS: Final[dict[str, Any]] = {
     "socket_timeout": 10,
     "health_check_interval": 0,
 }
+ASKED_AT_ONCE: Final = 32
+"""So many commands of a crowd's at a time: beyond 100 that are under way a client refuses the next."""
 
 
 def connect_async(url: str) -> redis.asyncio.Redis:

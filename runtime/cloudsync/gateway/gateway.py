@@ -26,7 +26,7 @@ from cloudsync.audit.journal import Journal, note, open_journal
 from cloudsync.audit.receipts import Receipts
 from cloudsync.audit.records import CONNECTED
 from cloudsync.errors import ClientRefused, SealBroken, TenantDisabled
-from cloudsync.feeds.connection import connect_async, text_of
+from cloudsync.feeds.connection import ASKED_AT_ONCE, connect_async, text_of
 from cloudsync.feeds.keys import Keys, epoch_key
 from cloudsync.gateway.canary import CanaryWatch
 from cloudsync.gateway.checksums import Checksums
@@ -156,6 +156,7 @@ class Gateway:
             interval_s=settings.checksum_interval_s,
         )
         self.subscriptions.checksums = self._checksums
+        self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
         self._redis = connect_async(settings.redis_events_url)
         self._blocking = connect_async(settings.redis_events_url)
 
@@ -268,7 +269,9 @@ class Gateway:
             own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
             if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
                 with contextlib.suppress(RedisError, OSError):
-                    if await was_revoked(self._redis, client_id):
+                    async with self._asking:
+                        revoked = await was_revoked(self._redis, client_id)
+                    if revoked:
                         raise ClientRefused
                     return None
         async with self.pool.connection(timeout=5) as database:

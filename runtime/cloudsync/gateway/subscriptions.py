@@ -24,6 +24,7 @@ from cloudsync.audit.journal import Journal, note
 from cloudsync.audit.records import SNAPSHOT, SUBSCRIPTION_REFUSED
 from cloudsync.errors import BadFilter, LimitReached, RequestError, UnknownTable
 from cloudsync.events import DROP, SCHEMA, ChangeEvent
+from cloudsync.feeds.connection import ASKED_AT_ONCE
 from cloudsync.gateway.allowance import Allowance
 from cloudsync.gateway.answers import failure, row_texts
 from cloudsync.gateway.audiences import Audiences
@@ -102,6 +103,7 @@ class Subscriptions:
         self._catalog_lock = asyncio.Lock()
         self._catalog_asked = self._catalog_read = 0
         self._snapshots = asyncio.Semaphore(settings.snapshots_at_once)
+        self._hosting = asyncio.Semaphore(ASKED_AT_ONCE)
         self._spool_space = spool_space or SpoolSpace(settings.spool_bytes)
         self.resumption = Resumption(
             settings=settings, hub=hub, pool=pool, places=self._snapshots, spool_space=self._spool_space,
@@ -497,7 +499,7 @@ class Subscriptions:
     # Topics
 
     async def _register(self, hosted: HostedTopic) -> None:
-        async with hosted.lock:
+        async with hosted.lock, self._hosting:
             if hosted.registered:
                 return
             if self.directory is None:
@@ -518,7 +520,7 @@ class Subscriptions:
                 self._start(self._unregister(hosted))
 
     async def _unregister(self, hosted: HostedTopic) -> None:
-        async with hosted.lock:
+        async with hosted.lock, self._hosting:
             if hosted.groups:
                 return
             if hosted.registered and self.directory is not None:

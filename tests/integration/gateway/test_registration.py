@@ -27,6 +27,7 @@ from cloudsync.protocol.codes import Close
 from cloudsync.protocol.messages import Subscribe
 from cloudsync.registry.topics import make_topic
 from cloudsync.settings import Settings
+from cloudsync.sync.cursor import Cursor
 from cloudsync.tokens import Principal
 from integration.routing.flow import make_event
 from waiting import eventually_async
@@ -131,6 +132,50 @@ async def test_a_place_lost_before_the_first_watermark_costs_no_resync(
         await eventually_async(lambda: server.get(KEYS.token("gw-1")) not in (None, before))
         await eventually_async(lambda: any(frame.get("last") for frame in sent[seen:]))
         assert not any(frame["type"] == "subscription.reset" for frame in sent)
+
+
+async def test_a_crowd_of_topics_is_registered_and_given_back(
+    gateway: Gateway, server: redis.Redis, database: str
+) -> None:
+    """A client of Redis refuses commands beyond a hundred at a time."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE t (id integer PRIMARY KEY, tenant_id text)")
+        connection.execute("SELECT cloudsync.track('t')")
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(json.loads(message["text"]))
+
+    async with running(gateway):
+        await eventually_async(lambda: is_ready(gateway))
+        own = server.scard(KEYS.hosted("gw-1"))  # the canary's
+        crowd = []
+        for number in range(3):
+            client = Connection(send, gateway.settings)
+            client.principal, client.client_id = Principal("acme", "ann", 2**40), f"c_{number}"
+            gateway.connections.add(client)
+            gateway.users["acme", "ann"] = number + 1
+            crowd.append(client)
+            for n in range(90):
+                wanted = Subscribe(f"s{n}", "t", {"id": {"eq": 90 * number + n}})
+                gateway.subscriptions.subscribe(client, wanted)
+        await eventually_async(lambda: sum(bool(frame.get("last")) for frame in sent) == 270, 30)
+        assert server.scard(KEYS.hosted("gw-1")) == own + 270
+        for client in crowd:
+            gateway.left(client)
+        await eventually_async(lambda: server.scard(KEYS.hosted("gw-1")) == own, 30)
+    assert not [frame for frame in sent if frame["type"] == "error"]
+
+
+async def test_a_crowd_that_comes_back_costs_postgresql_nothing(gateway: Gateway) -> None:
+    """Their cursors vouch for them; Redis alone is asked whether one was revoked since."""
+    async with running(gateway):
+        await eventually_async(lambda: is_ready(gateway))
+        assert gateway.keys is not None
+        cursor = Cursor(gateway.keys.database_id, gateway.keys.epoch, 1, 0, 1, at_s=int(time.time()) - 1)
+        ann = Principal("acme", "ann", 2**40)
+        vouched = (gateway.verify(ann, f"c_{n}", cursor) for n in range(300))
+        assert await asyncio.gather(*vouched) == [None] * 300
 
 
 async def test_a_schema_is_read_anew_however_often_postgresql_fails(gateway: Gateway, database: str) -> None:
