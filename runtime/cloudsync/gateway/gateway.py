@@ -218,6 +218,8 @@ class Gateway:
     def joined(self, connection: Connection) -> None:
         """A hello was accepted."""
         principal, client_id = connection.principal, connection.client_id
+        if client_id is not None:
+            self._sightings.note(client_id)
         if principal is not None and client_id is not None and self.registry is not None:
             self.registry.connected(connection, principal, client_id)
         self.note(CONNECTED, principal, client_id)
@@ -233,7 +235,7 @@ class Gateway:
         if principal is None:
             return
         if connection.client_id is not None:
-            self._sightings.left(connection.client_id)
+            self._sightings.note(connection.client_id)
         place = (principal.tenant, principal.user)
         self.users[place] -= 1
         if not self.users[place]:

@@ -1,7 +1,7 @@
-"""When clients were last seen: stamped when they leave, and every few minutes while they are connected.
+"""When clients were last seen: stamped when they come and go, and every few minutes while they are connected.
 
-Who stays is stamped in turn, a slice every few seconds, and a crowd that leaves at once is as well: a stamp
-may be late, so nobody's return waits for it.
+Who stays is stamped in turn, a slice every few seconds, and so is a crowd that comes or goes at once: nobody
+waits for a stamp.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Sightings:
         self._connections = connections
         self._due: dict[str, None] = {}
 
-    def left(self, client_id: str) -> None:
-        """A greeted client is gone."""
+    def note(self, client_id: str) -> None:
+        """A client was greeted, or is gone."""
         self._due[client_id] = None
 
     async def run(self) -> None:
