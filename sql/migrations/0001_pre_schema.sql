@@ -1323,38 +1323,53 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     before text[];
+    known boolean;
+    tracked cloudsync.tracked_tables;
+    now_row record;
     v_version bigint;
 BEGIN
     SELECT r.audience INTO before FROM cloudsync.row_state r
     WHERE r.table_id = p_table_id AND r.key = p_key_text FOR UPDATE;
-    IF NOT FOUND THEN
+    known := FOUND;
+    SELECT * INTO STRICT tracked FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
+    IF jsonb_array_length(tracked.dependencies) > 1 THEN
+        -- By another dependency, under other locks, somebody may have changed the audience while this waited for the row's state.
+        EXECUTE cloudsync.current_query(tracked) || replace(replace(tracked.key_condition, '{row}', 't'), '{key}', '$1')
+        INTO now_row USING p_key;
+        IF now_row.key_text IS NULL THEN
+            RETURN;
+        END IF;
+        p_tenant := now_row.tenant;
+        p_shard := now_row.shard;
+        p_row := now_row.row_json;
+        p_audience := now_row.audience;
+    END IF;
+    IF NOT known THEN
         before := '{}'; -- every row gets its state when its table is tracked; this one came past the triggers
     ELSIF before IS NOT DISTINCT FROM p_audience THEN
         RETURN;
     END IF;
     INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience)
-    SELECT p_table_id, p_key_text, t.version_floor + 1, p_audience FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id
+    VALUES (p_table_id, p_key_text, tracked.version_floor + 1, p_audience)
     ON CONFLICT (table_id, key) DO UPDATE SET version = r.version + 1, audience = excluded.audience
     RETURNING r.version INTO v_version;
     INSERT INTO cloudsync.change_log (xid, horizon, tenant_id, shard, table_id, table_name, key, op, version, "row", old,
                                       audience, old_audience, actor, text_op, by_key, captured_at)
-    SELECT pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), p_tenant, p_shard, p_table_id,
-           t.schema_name || '.' || t.table_name, p_key, 'u', v_version, p_row, '{}', p_audience, before,
-           cloudsync.actor(), cloudsync.text_columns(t), nullif(cloudsync.has_manual(t), false), clock_timestamp()
-    FROM cloudsync.tracked_tables t WHERE t.table_id = p_table_id;
+    VALUES (pg_current_xact_id(), pg_snapshot_xmin(pg_current_snapshot()), p_tenant, p_shard, p_table_id,
+            tracked.schema_name || '.' || tracked.table_name, p_key, 'u', v_version, p_row, '{}', p_audience, before,
+            cloudsync.actor(), cloudsync.text_columns(tracked), nullif(cloudsync.has_manual(tracked), false), clock_timestamp());
 END
 $$;
 
 -- What a writer with an old snapshot could not record: who sees the rows that were written since it was taken. Whoever sees them now
 -- would never be told when he does not any more. A reset follows such a write; gateways call this before they read the rows for it.
--- It waits for no writer: a lock that one holds is left for the next call, and views are read meanwhile. Until that call somebody may
--- miss that a row goes, so a second reset follows it. False: something is left. Call it as READ COMMITTED.
+-- It waits for a writer no longer than a moment: what one holds is left for the next call, and views are read meanwhile. Until that
+-- call somebody may miss that a row goes, so a second reset follows it. False: something is left. Call it as READ COMMITTED.
 CREATE FUNCTION cloudsync.settle_audiences() RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     unsure record;
-    locked integer[];
 BEGIN
     IF NOT EXISTS (SELECT FROM cloudsync.audience_locks l WHERE l.unsure) AND NOT EXISTS (SELECT FROM cloudsync.unsettled_views) THEN
         RETURN true;
@@ -1365,16 +1380,15 @@ BEGIN
         INSERT INTO cloudsync.unsettled_views SELECT DISTINCT l.table_id FROM cloudsync.audience_locks l WHERE l.unsure ON CONFLICT DO NOTHING;
         RETURN false;
     END;
-    FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer) AS buckets
+    FOR unsure IN SELECT l.table_id, array_agg(l.bucket::integer ORDER BY l.bucket) AS buckets
                   FROM cloudsync.audience_locks l WHERE l.unsure GROUP BY l.table_id ORDER BY l.table_id LOOP
         BEGIN
-            locked := ARRAY(SELECT b FROM unnest(unsure.buckets) AS b WHERE pg_try_advisory_xact_lock(1129512960 + unsure.table_id, b));
-            IF locked <> '{}' THEN
-                PERFORM cloudsync.record_audiences(unsure.table_id, locked);
-                UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = unsure.table_id AND l.bucket = ANY (locked);
-            END IF;
-        EXCEPTION WHEN lock_not_available THEN -- a row's state, whose audience another dependency changes
-            NULL;
+            PERFORM cloudsync.settle_buckets(unsure.table_id, unsure.buckets);
+        EXCEPTION
+            WHEN lock_not_available OR deadlock_detected OR no_data_found THEN -- one changes who sees a row by another dependency; untrack()
+                NULL;
+            WHEN OTHERS THEN -- the audience function is the application's
+                RAISE WARNING 'the audiences of tracked table % cannot be recorded: %', unsure.table_id, SQLERRM;
         END;
     END LOOP;
     INSERT INTO cloudsync.unsettled_views SELECT DISTINCT l.table_id FROM cloudsync.audience_locks l WHERE l.unsure ON CONFLICT DO NOTHING;
@@ -1384,6 +1398,34 @@ BEGIN
         PERFORM cloudsync.reset_table(unsure.table_id);
     END LOOP;
     RETURN NOT EXISTS (SELECT FROM cloudsync.unsettled_views);
+END
+$$;
+
+-- Settles those of a table's locks that are free within a moment.
+CREATE FUNCTION cloudsync.settle_buckets(p_table_id integer, p_buckets integer[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '50ms'
+AS $$
+DECLARE
+    bucket integer;
+    locked integer[] := '{}';
+    waits integer := 0;
+BEGIN
+    FOREACH bucket IN ARRAY p_buckets LOOP
+        IF pg_try_advisory_xact_lock(1129512960 + p_table_id, bucket) THEN
+            locked := locked || bucket;
+        ELSIF waits < 4 THEN -- in the queue: of writers that come one after the other there is always one that holds it
+            BEGIN
+                PERFORM pg_advisory_xact_lock(1129512960 + p_table_id, bucket);
+                locked := locked || bucket;
+            EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+                waits := waits + 1;
+            END;
+        END IF;
+    END LOOP;
+    IF locked <> '{}' THEN
+        PERFORM cloudsync.record_audiences(p_table_id, locked);
+        UPDATE cloudsync.audience_locks l SET unsure = false WHERE l.table_id = p_table_id AND l.bucket = ANY (locked);
+    END IF;
 END
 $$;
 
@@ -1409,6 +1451,12 @@ BEGIN
     IF tracked.audience_function IS NOT NULL THEN
         SELECT string_agg(format('cloudsync.audience_bucket(%s) = ANY ($3)', cloudsync.dependency_value(d, tracked.relid, 't', 1)), ' OR ')
         INTO concerned FROM jsonb_array_elements(tracked.dependencies) d WHERE p_buckets IS NOT NULL;
+        IF jsonb_array_length(tracked.dependencies) > 1 THEN
+            -- Another dependency than the one whose locks these are may change a row's audience meanwhile: what is written must be newer.
+            EXECUTE format('SELECT FROM cloudsync.row_state r WHERE r.table_id = $1 AND r.key IN (SELECT q.key_text FROM (%s(%s)) q)
+                ORDER BY r.key FOR UPDATE', cloudsync.current_query(tracked), coalesce(concerned, 'true'))
+            USING p_table_id, tracked.version_floor, p_buckets;
+        END IF;
         EXECUTE format('INSERT INTO cloudsync.row_state AS r (table_id, key, version, audience)
             SELECT $1, q.key_text, $2, q.audience FROM (%s(%s)) q
             ON CONFLICT (table_id, key) DO UPDATE SET audience = excluded.audience

@@ -71,7 +71,9 @@ async def test_routing_stands_still(world: World) -> None:
             await load.writes(400)
             with redis.Redis.from_url(world.platform.redis_url) as client:
                 held = [client.memory_usage(keys.feed(shard)) or 0 for shard in range(SHARDS)]
-            assert max(held) < 3 * BUDGET_BYTES  # an entry more than the budget, and what Redis adds
+            assert (
+                max(held) < 4 * BUDGET_BYTES
+            )  # an entry more than the budget, and what Redis adds; without it 8 MB and more
             ((parked,),) = world.run("SELECT count(*) FROM cloudsync.pending_events")
             assert parked > 0
         finally:

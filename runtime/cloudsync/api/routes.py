@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
 
 from cloudsync.api import failures
 from cloudsync.api.bodies import (
@@ -57,9 +59,12 @@ def public(settings: Settings) -> APIRouter:
         client, displaced = await database.transact(
             lambda connection: clients.register(connection, principal, **wanted.model_dump())
         )
-        if displaced is not None:
-            await _announce(database, served, principal, displaced)
         database.note(CLIENT_REGISTERED, principal, client.client_id)
+        if displaced is not None:
+            # The new id is given away, and was not asked for what became of another: that one keeps nothing,
+            # and is refused as soon as no cursor vouches for it.
+            with contextlib.suppress(RedisError, OSError):
+                await _announce(database, served, principal, displaced)
         return ClientBody.model_validate(client)
 
     @router.get("/clients", summary="The caller's live clients")
@@ -86,7 +91,7 @@ def public(settings: Settings) -> APIRouter:
 
 
 async def _announce(database: Database, services: Services, principal: Principal, client_id: str) -> None:
-    """A client was revoked. If Redis is away the caller gets 503 and repeats; a repeat is harmless."""
+    """A client was revoked. Raises redis errors: who asked for it gets 503 and repeats, which is harmless."""
     database.note(CLIENT_REVOKED, principal, client_id)
     await revocations.announce(services.redis, client_id)
 

@@ -33,14 +33,23 @@ class Audiences:
         self._pool = pool
         self._start = start
         self._again: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._asked = self._answered = 0
 
     async def settle(self) -> None:
         """Have recorded what can be, before views are read; the rest follows.
 
-        Raises psycopg errors, PoolTimeout.
+        One call of PostgreSQL serves all who asked before it began. Raises psycopg errors, PoolTimeout.
         """
-        if not await self._settle() and (self._again is None or self._again.done()):
-            self._again = self._start(self._until_settled())
+        self._asked += 1
+        asked = self._asked
+        async with self._lock:
+            if self._answered >= asked:
+                return
+            answering = self._asked
+            if not await self._settle() and (self._again is None or self._again.done()):
+                self._again = self._start(self._until_settled())
+            self._answered = answering
 
     async def _until_settled(self) -> None:
         _log.info("audiences are unsure until an open transaction ends")
@@ -53,9 +62,13 @@ class Audiences:
                 _log.debug("audiences were not settled", reason=type(error).__name__)
 
     async def _settle(self) -> bool:
-        async with self._pool.connection(timeout=5) as connection, connection.transaction():
-            # Under any other it would record what its own snapshot shows, which is older than its locks.
-            await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            cursor = await connection.execute("SELECT cloudsync.settle_audiences()")
-            row = await cursor.fetchone()
+        """Whether all is recorded."""
+        try:
+            async with self._pool.connection(timeout=5) as connection, connection.transaction():
+                # Under any other it would record what its own snapshot shows, which is older than its locks.
+                await connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                cursor = await connection.execute("SELECT cloudsync.settle_audiences()")
+                row = await cursor.fetchone()
+        except psycopg.errors.LockNotAvailable:
+            return False  # another gateway is noting the same: what it notes holds for this one's views, too
         return row is not None and bool(row[0])

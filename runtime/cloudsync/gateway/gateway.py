@@ -61,6 +61,8 @@ from cloudsync.tokens import Principal
 
 _RETRY_S: Final = 0.5
 _UPKEEP_EVERY_S: Final = 1.0
+_ASKED_WITHIN_S: Final = 2.0
+"""Who asks Redis for longer, or waits for a place to ask, is verified by PostgreSQL."""
 _COMPLETE_FIRST_S: Final = 0.004
 _COMPLETE_NEXT_S: Final = 0.02
 _MOVED_HEARTBEAT_S: Final = 5.0
@@ -271,7 +273,7 @@ class Gateway:
             own = (cursor.database_id, cursor.epoch) == (self.keys.database_id, self.keys.epoch)
             if own and 0 <= time.time() - cursor.at_s < VOUCHES_FOR_S:
                 with contextlib.suppress(RedisError, OSError):
-                    async with self._asking:
+                    async with asyncio.timeout(_ASKED_WITHIN_S), self._asking:
                         revoked = await was_revoked(self._redis, client_id)
                     if revoked:
                         raise ClientRefused

@@ -499,12 +499,13 @@ class Subscriptions:
     # Topics
 
     async def _register(self, hosted: HostedTopic) -> None:
-        async with hosted.lock, self._hosting:
+        async with hosted.lock:
             if hosted.registered:
                 return
-            if self.directory is None:
-                raise NotConnected
-            await self.directory.host(hosted.topic, hosted.count)
+            async with self._hosting:
+                if self.directory is None:
+                    raise NotConnected
+                await self.directory.host(hosted.topic, hosted.count)
             hosted.registered = True
 
     def _remove(self, subscription: Subscription) -> None:

@@ -101,6 +101,8 @@ async def _displace(conn: AsyncConnection[Any], principal: Principal) -> str | N
         WHERE (SELECT count(*) FROM live) >= %(limit)s
           AND client_id = (SELECT client_id FROM live WHERE ephemeral AND seen_at < now() - %(unseen)s
                            ORDER BY seen_at, client_id LIMIT 1)
+          -- Once more, of the row as it is: it may just have been stamped.
+          AND revoked_at IS NULL AND coalesce(last_seen_at, created_at) < now() - %(unseen)s
         RETURNING client_id
         """,
         {
@@ -175,12 +177,15 @@ async def verify(
 
 
 async def seen(conn: AsyncConnection[Any], ids: Iterable[str]) -> None:
-    """Stamp clients as seen now, all in one statement. Gateways do it at least every `UNSEEN_S / 2`."""
+    """Stamp clients as seen now, all in one statement, but for those whose write is under way.
+
+    Gateways do it at least every `UNSEEN_S / 2`.
+    """
     await conn.execute(
         """
         UPDATE cloudsync.clients AS c SET last_seen_at = now()
         FROM (SELECT client_id FROM cloudsync.clients WHERE client_id = ANY(%s)
-              ORDER BY client_id FOR UPDATE) AS locked -- one order, so that two batches cannot deadlock
+              FOR NO KEY UPDATE SKIP LOCKED) AS locked -- nobody waits for this, nor this for anybody
         WHERE c.client_id = locked.client_id
         """,
         (list(ids),),

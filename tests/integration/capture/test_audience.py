@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
@@ -221,9 +223,35 @@ def test_who_was_given_a_row_unseen_is_told_when_it_goes(projects: Database, lev
     assert projects.events() == []
     recorded = dict(projects.rows("SELECT key, audience FROM cloudsync.row_state"))
     assert (recorded['["8"]'], recorded['["9"]'], recorded['["2"]']) == (["dan"], [], ["cyd"])
-    assert not projects.rows("SELECT FROM cloudsync.audience_locks WHERE unsure")
+    assert not projects.rows("SELECT table_id FROM cloudsync.audience_locks WHERE unsure")
     projects.run("DELETE FROM members WHERE user_id = 'dan'")
     assert _changes(projects) == [("u", "8", ["dan"], [])]
+
+
+def test_two_who_change_an_audience_by_two_tables_at_once_know_of_each_other(
+    db: Database, eventually: Callable[..., Any]
+) -> None:
+    db.run(
+        "CREATE TABLE shelves (id int PRIMARY KEY, tenant_id text)",
+        "CREATE TABLE readers (shelf int, user_id text)",
+        "CREATE TABLE writers (shelf int, user_id text)",
+        "CREATE FUNCTION shelf_users(s shelves) RETURNS text[] LANGUAGE sql STABLE AS $$"
+        " SELECT coalesce(array_agg(u.user_id), '{}') FROM (SELECT * FROM public.readers UNION ALL"
+        " SELECT * FROM public.writers) u WHERE u.shelf = s.id $$",
+        "INSERT INTO shelves VALUES (1, 'a')",
+    )
+    db.run(
+        "SELECT cloudsync.track('shelves', audience => 'public.shelf_users', audience_depends_on =>"
+        """ '{"public.readers": {"shelf": "id"}, "public.writers": {"shelf": "id"}}')"""
+    )
+    db.events()
+    with db.connect() as other, db.connect(autocommit=False) as first, ThreadPoolExecutor(1) as thread:
+        first.execute("INSERT INTO readers VALUES (1, 'ann')")
+        second = thread.submit(other.execute, "INSERT INTO writers VALUES (1, 'bob')")
+        eventually(lambda: db.rows("SELECT pid FROM pg_locks WHERE NOT granted"))
+        first.commit()
+        second.result(timeout=10)
+    assert _changes(db) == [("u", 1, [], ["ann"]), ("u", 1, ["ann"], ["ann", "bob"])]
 
 
 @pytest.mark.parametrize("held", ["bucket", "state", "turn"])
@@ -259,7 +287,7 @@ def test_who_is_given_a_row_is_recorded_without_waiting_for_a_writer(projects: D
     assert [event.op for event in projects.events()] == ["t"]
     recorded = dict(projects.rows("SELECT key, audience FROM cloudsync.row_state"))
     assert recorded['["8"]'] == ["dan"]
-    assert not projects.rows("SELECT FROM cloudsync.unsettled_views")
+    assert not projects.rows("SELECT table_id FROM cloudsync.unsettled_views")
 
 
 def test_a_deleted_row_is_not_brought_back_by_its_members(projects: Database, eventually) -> None:  # type: ignore[no-untyped-def]

@@ -144,15 +144,15 @@ class _logged:  # noqa: N801 - used as a statement
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._set("all")
+        self._make("SET log_statement = 'all'", shows="all")
 
     def __exit__(self, *_: object) -> None:
-        self._set("none")
+        self._make("RESET log_statement", shows="none")
 
-    def _set(self, which: str) -> None:
-        for statement in (f"ALTER SYSTEM SET log_statement = '{which}'", "SELECT pg_reload_conf()"):
+    def _make(self, change: str, *, shows: str) -> None:
+        for statement in (f"ALTER SYSTEM {change}", "SELECT pg_reload_conf()"):
             self._connection.execute(statement.encode())
-        while self._connection.execute("SHOW log_statement").fetchone() != (which,):
+        while self._connection.execute("SHOW log_statement").fetchone() != (shows,):
             time.sleep(0.05)
 
 
